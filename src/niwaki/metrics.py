@@ -1,0 +1,42 @@
+"""Numbers about predictions, from plain arrays: numpy only. Shape letters: N images, K classes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+def wilson(hits: int, count: int, *, z: float = 1.959964) -> tuple[float, float]:
+    """Ends (low, high) of the Wilson score interval of a share `hits / count`, 95 % unless told; 0..1.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    if count == 0:
+        return 0.0, 1.0
+    share = hits / count
+    middle = share + z * z / (2 * count)
+    reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
+
+
+def accuracy(predicted: npt.NDArray[np.integer], labels: Ints) -> dict[str, float]:
+    """Share of equal entries of two `[N]` arrays: `accuracy`, `low`, `high` (95 % Wilson), all 0..1."""
+    hits = int((predicted == labels).sum())
+    low, high = wilson(hits, len(labels))
+    return {"accuracy": hits / max(1, len(labels)), "low": low, "high": high}
+
+
+def confusion(predicted: npt.NDArray[np.integer], labels: Ints, *, classes: int) -> Ints:
+    """Counts int64 `[K, K]`: rows are true labels, columns predictions."""
+    flat = np.bincount(labels * classes + predicted, minlength=classes * classes)
+    return flat.reshape(classes, classes).astype(np.int64)
+
+
+def flipped(before: npt.NDArray[np.integer], after: npt.NDArray[np.integer]) -> float:
+    """Share of predictions `[N]` that changed, right or wrong, 0..1."""
+    return float((before != after).mean()) if len(before) else 0.0
