@@ -18,7 +18,7 @@ _FROM = {
     "NiwakiError": "niwaki.errors",
     "Plan": "niwaki.plan",
     "Spec": "niwaki.spec",
-    "fit": "niwaki.fit",
+    "fit": "niwaki.job",
     "step": "niwaki.plan",
 }
 _MODULES = ("bench", "cost", "data", "distill", "evaluate", "nets", "prune", "runtimes", "search", "train")

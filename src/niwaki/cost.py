@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from niwaki.errors import BudgetError
+from niwaki.errors import PlanError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,7 +73,7 @@ class Budget:
         """`latency=50%`, `latency=4ms`, `macs=40%`, `params=1.2M`, `size=3MB` (1 MB = 10^6 bytes).
 
         Raises:
-            BudgetError: it reads otherwise, or a share is not in (0, 100] %. [budget-syntax]
+            PlanError: it reads otherwise, or a share is not in (0, 100] %. [budget-syntax]
         """
         match = _SYNTAX.fullmatch(text.strip())
         kind, number, unit = match.groups() if match else ("", "nan", "")
@@ -82,13 +82,11 @@ class Budget:
         relative = unit == "%"
         ok = relative and 0 < value <= 100 or unit in _ALLOWED.get(kind, ()) and value > 0
         if not ok or not math.isfinite(value):
-            error = BudgetError(
+            raise PlanError(
                 f"--budget: got {text!r}, expected KIND=VALUE such as latency=50%, latency=4ms, macs=40%, "
                 "params=1.2M or size=3MB; a percentage is the share that remains.",
                 code="budget-syntax",
             )
-            error.exit_code = 1  # type: ignore[misc]
-            raise error
         value = value / 100 if relative else value * _UNITS[unit]
         return cls(kind=kind, value=value, relative=relative, text=text.strip())
 

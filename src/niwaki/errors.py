@@ -65,7 +65,7 @@ class RuntimeFailed(NiwakiError, RuntimeError):
 
 
 class BudgetError(NiwakiError, RuntimeError):
-    """A budget is malformed (exit 1) or cannot be met (exit 3)."""
+    """A budget cannot be met."""
 
     exit_code: ClassVar[int] = 3
 
