@@ -1,0 +1,99 @@
+"""niwaki doctor: what of a model can be pruned, proven by doing it; without a model, what works here."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from niwaki.cli.screen import Answer, Out, count, percent, table
+from niwaki.cli.values import share, size
+
+PARTS = {
+    "base": ("numpy", "pillow", "onnxruntime", "safetensors", "rich", "tomlkit"),
+    "train": ("torch", "torchvision", "timm", "onnx", "onnxscript", "scikit-learn"),
+}
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    arg = parser.add_argument
+    arg("model", nargs="?", metavar="MODEL", help="timm:NAME, niwaki:NAME or file.py:function")
+    cut = parser.add_mutually_exclusive_group()
+    cut.add_argument("--budget", metavar="KIND=VALUE", help="prune to it (default macs=50%%)")
+    cut.add_argument(
+        "--channels", type=share, metavar="SHARE", help="keep this share of every prunable group"
+    )
+    arg("--size", type=size, metavar="N|HxW", help="pixels of the model's input")
+
+
+def run(args: argparse.Namespace, out: Out) -> Answer:
+    """Examine a model, or the machine."""
+    if args.model is None:
+        value = machine()
+        return Answer(value, _machine_text(value))
+    from niwaki import diagnose
+
+    value = diagnose.model(args.model, budget=args.budget, channels=args.channels, size=args.size)
+    return Answer(value, _model_text(value))
+
+
+def machine() -> dict[str, Any]:
+    """What is installed here: `python`, `system`, `cores`, `parts`, `runtimes`.
+
+    `parts` is {part: {package: its version or None}}, `runtimes` {name: {"run", "export": bool}}.
+    """
+    parts = {part: {name: _version(name) for name in names} for part, names in PARTS.items()}
+    works = importlib.util.find_spec("onnxruntime") is not None
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "parts": parts,
+        "runtimes": {"onnx": {"run": works, "export": works and all(parts["train"].values())}},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _machine_text(value: dict[str, Any]) -> str:
+    lines = [f"Python {value['python']}, {value['system']}, {value['cores']} cores"]
+    for part, packages in value["parts"].items():
+        found = ", ".join(f"{name} {number}" for name, number in packages.items() if number)
+        missing = [name for name, number in packages.items() if not number]
+        lines.append(f"{part:<8}{found or 'nothing'}")
+        if missing:
+            lines.append(f"{'':8}missing: {', '.join(missing)}  (pip install 'niwaki[{part}]')")
+    for name, can in value["runtimes"].items():
+        words = [word for word, works in can.items() if works] or ["does not work here"]
+        lines.append(f"runtime {name}: {', '.join(words)}")
+    return "\n".join(lines)
+
+
+def _model_text(value: dict[str, Any]) -> str:
+    macs = value["macs"]
+    rows = [
+        ["exported", str(value["exported"]).lower()],
+        ["result", value["result"]],
+        ["prunable", percent(value["prunable"])],
+        ["MACs before", count(macs["before"])],
+        ["MACs asked", count(macs["asked"])],
+        ["MACs after", count(macs["after"])],
+        ["proof error", f"{value['proof_error']:.2g}" if value["proof_error"] is not None else "–"],
+        ["seconds", f"{value['seconds']:.1f}"],
+    ]
+    lines = [table(rows)]
+    if value.get("protected"):
+        lines += ["", "protected: " + ", ".join(value["protected"])]
+    if value["unprunable"]:
+        lines += ["", "left alone:"]
+        lines += [f"  {one['operator']}  {one['source']}" for one in value["unprunable"]]
+    return "\n".join(lines)

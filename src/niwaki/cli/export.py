@@ -1,0 +1,40 @@
+"""niwaki export: add an export to an artifact, checked against the model it comes from."""
+
+from __future__ import annotations
+
+import argparse
+
+from niwaki.cli.screen import Answer, Out
+from niwaki.cli.values import natural
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    arg = parser.add_argument
+    arg("artifact", metavar="ARTIFACT", help="a NAME.niwaki folder")
+    arg(
+        "--precision",
+        choices=("float32", "int8"),
+        default="int8",
+        help="numbers inside (default int8)",
+    )
+    arg("--runtime", default="onnx", metavar="NAME", help="the runtime it is for (default onnx)")
+    arg("--calib", metavar="DATA", help="images that int8 is calibrated on; a data set as for fit")
+    arg("--seed", type=natural, default=0, metavar="N", help="seed of their choice (default 0)")
+
+
+def run(args: argparse.Namespace, out: Out) -> Answer:
+    """Export, run the file again, and compare."""
+    from niwaki.artifact import Artifact
+
+    artifact = Artifact.open(args.artifact)
+    calib = None
+    if args.calib:
+        from niwaki import data
+
+        samples = data.read(args.calib, seed=args.seed).train.take(256, seed=args.seed)
+        calib = samples.batch(range(len(samples)), artifact.spec)
+    artifact.export(args.runtime, precision=args.precision, calib=calib)
+    exports = Artifact.open(args.artifact).exports
+    text = f"{args.artifact}: {args.runtime} {args.precision} added"
+    return Answer({"artifact": args.artifact, "exports": exports}, text)
