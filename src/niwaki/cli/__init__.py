@@ -1,8 +1,8 @@
-"""The command line: one file a verb, each with `add(parser)` and `run(args, out)`; tied together here.
+"""The command line: one file a verb with `add(parser)` and `run(args, out)`.
 
-Nothing heavy is imported here or at the top of a verb's file: `niwaki --help` must stay quick and free
-of torch. Results go to stdout, all else to stderr. Exit codes: 0 done, 1 user error, 2 usage, 3 budget or
-parity not met, 4 missing extra, 130 interrupted.
+Nothing heavy is imported here or at the top of a verb's file: `niwaki --help` must stay quick and
+free of torch. Results go to stdout, all else to stderr. Exit codes: 0 done, 1 user error, 2 usage,
+3 budget or parity not met, 4 missing extra, 130 interrupted.
 """
 
 from __future__ import annotations

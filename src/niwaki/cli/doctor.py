@@ -1,4 +1,4 @@
-"""niwaki doctor: what of a model can be pruned, proven by doing it; without a model, what works here."""
+"""niwaki doctor: what of a model can be pruned, by doing it; without a model, what works here."""
 
 from __future__ import annotations
 

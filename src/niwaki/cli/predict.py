@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
 
 
 def find(paths: Iterable[str]) -> Iterator[Path]:
-    """Image paths in the order given; a folder becomes the images below it, sorted, without hidden ones."""
+    """Image paths in order; a folder becomes the images below it, sorted, without hidden ones."""
     for path in map(Path, paths):
         if not path.is_dir():
             yield path
