@@ -1,0 +1,251 @@
+"""The torch side of the ONNX runtime: a model becomes one file that takes raw pixels and gives
+probabilities.
+
+The graph written: `image` uint8 `[N, H, W, C]` -> channels first -> scale and normalise -> the
+model -> the task's head -> `probabilities` float32 `[N, K]`; N is free. The file holds all
+weights, and neither paths, source
+lines nor time stamps: the same model gives the same bytes, in any process and folder.
+Shape letters: B batch, N images, H W pixels, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from onnxscript import opset20 as op
+from torch import Tensor, nn
+
+from niwaki import files
+from niwaki.errors import ModelError
+from niwaki.runtimes import onnx_int8, parity
+from niwaki.runtimes.onnx import INPUT, OUTPUT, PRECISIONS
+from niwaki.spec import Spec
+from niwaki.tasks import Task
+
+OPSET = 20
+PARITY_IMAGES = 8
+
+
+def export(
+    model: nn.Module,
+    spec: Spec,
+    path: str | Path,
+    *,
+    task: Task,
+    precision: str = "float32",
+    calib: npt.NDArray[np.uint8] | None = None,
+    prove: bool = True,
+) -> Path:
+    """The path of the ONNX file written, after it was run again and compared with the model.
+
+    Args:
+        model: float; left untouched, exported in eval mode from the CPU.
+        precision: "float32", or "int8" (static, per channel, u8 activations, s8 weights).
+        calib: images uint8 `[N, H, W, C]` that set the ranges of int8; needed for it, and only
+            there.
+        prove: compare the file with the model on up to 8 images (`calib`'s, else random ones).
+    Raises:
+        ModelError: it cannot be exported, or `precision` and `calib` do not fit.
+            [export-failed, export-precision, export-calib]
+        ParityError: the file computes something else. [parity]
+    """
+    _check_request(precision, calib, spec)
+    path = Path(path)
+    proto = _trace(model, spec, task, as_convolution=precision == "int8")
+    _strip(proto)
+    if calib is not None and precision == "int8":
+        proto = onnx_int8.quantize(proto, calib, spec)
+        _strip(proto)
+    files.write_bytes(path, proto.SerializeToString(deterministic=True))
+    if prove:
+        images = calib if calib is not None else parity.noise(spec, PARITY_IMAGES)
+        parity.check(
+            model, path, spec, task=task, images=images[:PARITY_IMAGES], precision=precision
+        )
+    return path
+
+
+def _check_request(precision: str, calib: npt.NDArray[np.uint8] | None, spec: Spec) -> None:
+    if precision not in PRECISIONS:
+        raise ModelError(
+            f"export: precision {precision!r}, expected one of {', '.join(PRECISIONS)}.",
+            code="export-precision",
+        )
+    wanted = (*spec.size_hw, spec.channels)
+    fits = isinstance(calib, np.ndarray) and calib.dtype == np.uint8 and calib.shape[1:] == wanted
+    if (precision == "int8" and calib is None) or (calib is not None and not (fits and len(calib))):
+        got = f"{calib.dtype} {calib.shape}" if isinstance(calib, np.ndarray) else repr(calib)
+        raise ModelError(
+            f"export: calib is {got}, expected a numpy array uint8 [N, "
+            f"{', '.join(map(str, wanted))}] of "
+            "at least one image; int8 takes its ranges from them.",
+            code="export-calib",
+        )
+
+
+class Deployed(nn.Module):
+    """A model between raw pixels and probabilities: uint8 `[B, H, W, C]` to float32 `[B, K]`.
+
+    Args:
+        as_convolution: normalise by a diagonal 1x1 convolution instead of a product and a sum,
+            which int8 runs on whole numbers.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, spec: Spec, task: Task, *, as_convolution: bool) -> None:
+        super().__init__()
+        self.model, self.task, self.as_convolution = model, task, as_convolution
+        mean, std = (np.array(v, np.float64) for v in (spec.mean, spec.std))
+        scale, shift = (
+            torch.tensor(v, dtype=torch.float32) for v in (1 / (255 * std), -mean / std)
+        )
+        if as_convolution:
+            self.register_buffer("scale", torch.diag(scale)[:, :, None, None])
+            self.register_buffer("shift", shift)
+        else:
+            self.register_buffer("scale", scale[:, None, None])
+            self.register_buffer("shift", shift[:, None, None])
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Probabilities of raw pixels."""
+        # made contiguous: else torch thinks of channels-last memory, and exports strides nobody
+        # needs
+        x = image.permute(0, 3, 1, 2).contiguous().float()
+        if self.as_convolution:
+            x = nn.functional.conv2d(x, self.scale, self.shift)
+        else:
+            x = x * self.scale + self.shift
+        return self.task.head(self.model(x))
+
+
+def _trace(model: nn.Module, spec: Spec, task: Task, *, as_convolution: bool) -> Any:
+    """ONNX ModelProto of the deployed model."""
+    own = copy.deepcopy(model).cpu().float()
+    deployed = Deployed(own, spec, task, as_convolution=as_convolution).eval()
+    example = torch.zeros(2, *spec.size_hw, spec.channels, dtype=torch.uint8)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                deployed,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
+                external_data=False,
+                verbose=False,
+                custom_translation_table={
+                    torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
+                    torch.ops.aten.mean.dim: _mean,
+                },
+            )
+    except Exception as error:  # torch's exporter raises many kinds, its own among them
+        reason = str(error.__cause__ or error).strip().splitlines()
+        raise ModelError(
+            f"export: {type(model).__name__} cannot be exported to ONNX: "
+            f"{reason[0] if reason else error!r}. "
+            f"It must take [N, {spec.channels}, {spec.size_hw[0]}, {spec.size_hw[1]}] for any N, "
+            "without "
+            "branches that depend on values.",
+            code="export-failed",
+        ) from error
+    assert program is not None
+    return program.model_proto
+
+
+def _adaptive_avg_pool2d(self: Any, output_size: Sequence[int]) -> Any:
+    """aten.adaptive_avg_pool2d for any sizes: global pooling, or two products with matrices of
+    means."""
+    out_h, out_w = (int(n) for n in output_size)
+    if (out_h, out_w) == (1, 1):
+        return op.GlobalAveragePool(self)
+    height, width = (int(n) for n in self.shape[-2:])
+    if (out_h, out_w) == (height, width):
+        return op.Identity(self)
+    left = op.Constant(value=_tensor(_means(height, out_h)))
+    right = op.Constant(value=_tensor(_means(width, out_w).T))
+    return op.MatMul(op.MatMul(left, self), right)
+
+
+def _means(size: int, out: int) -> npt.NDArray[np.float32]:
+    """Matrix `[out, size]` whose rows average the window torch gives to each output."""
+    matrix = np.zeros((out, size), np.float32)
+    for row in range(out):
+        start, stop = row * size // out, -(-(row + 1) * size // out)
+        matrix[row, start:stop] = 1 / (stop - start)
+    return matrix
+
+
+def _mean(
+    self: Any, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: int = -1
+) -> Any:
+    """aten.mean.dim; over height and width of `[N, C, H, W]` it is global pooling, which int8
+    knows."""
+    rank = len(self.shape)
+    axes = sorted(d % rank for d in dim) if dim else list(range(rank))
+    if rank == 4 and axes == [2, 3]:
+        pooled = op.GlobalAveragePool(self)
+        return pooled if keepdim else op.Flatten(pooled)
+    wanted: Any = op.Constant(value=_tensor(np.array(axes, np.int64)))
+    return op.ReduceMean(self, wanted, keepdims=int(keepdim))
+
+
+def _tensor(array: npt.NDArray[Any]) -> Any:
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(np.ascontiguousarray(array))
+
+
+def _strip(proto: Any) -> None:
+    """Takes away what tells of the machine that exported, and names values by their order, in
+    place."""
+    names = {INPUT: INPUT, OUTPUT: OUTPUT}
+    graph = proto.graph
+    for tensor in graph.initializer:
+        names[tensor.name] = tensor.name = tensor.name.removeprefix("model.")
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+    for count, node in enumerate(graph.node):
+        node.name, node.doc_string = f"{node.op_type}_{count}", ""
+        del node.metadata_props[:]
+        node.input[:] = [names.get(name, name) for name in node.input]
+        for place, name in enumerate(node.output):
+            names.setdefault(name, f"{node.op_type}_{count}_{place}" if name else "")
+        node.output[:] = [names[name] for name in node.output]
+    for value in (*graph.input, *graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    del graph.value_info[:], graph.metadata_props[:], proto.metadata_props[:]
+    graph.name, graph.doc_string, proto.doc_string = "niwaki", "", ""
+    proto.producer_name, proto.producer_version, proto.domain, proto.model_version = (
+        "niwaki",
+        "",
+        "",
+        0,
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's chatter held back; its errors still arrive as exceptions."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

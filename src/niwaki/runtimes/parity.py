@@ -1,0 +1,140 @@
+"""Parity: does an exported file compute what the model computes? On the same images, or it is an
+error.
+
+`LIMITS` is the table of docs/parity.md, held equal by a test. For float32 the file must give the
+model's probabilities; int8 is another function on purpose, so its limit only catches a file that
+is broken, and what it costs is measured as accuracy on the validation split.
+Shape letters: N images, H W pixels, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from niwaki import runtimes
+from niwaki.errors import ParityError
+from niwaki.spec import Spec
+from niwaki.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a precision must keep to.
+
+    Args:
+        error: largest allowed difference of one probability, on any image.
+        agreement: smallest allowed share of images on which the file's best class is a best class
+            of the model's, where classes closer than `error` count as equal.
+        moved: largest allowed mean of the probability mass that changes place, 0..1.
+    """
+
+    error: float
+    agreement: float
+    moved: float
+
+
+LIMITS = {
+    "float32": Limits(error=1e-4, agreement=0.999, moved=1e-4),
+    "int8": Limits(error=1.0, agreement=0.0, moved=0.5),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """What a comparison found: largest and moved difference, agreement 0..1, over `images`
+    images."""
+
+    error: float
+    agreement: float
+    moved: float
+    images: int
+
+    def to_json(self) -> dict[str, float]:
+        """The four figures by name."""
+        return asdict(self)
+
+
+def check(
+    model: nn.Module,
+    path: Path,
+    spec: Spec,
+    *,
+    task: Task,
+    images: npt.NDArray[np.uint8],
+    precision: str = "float32",
+    runtime: str = "onnx",
+) -> Parity:
+    """How close an exported file comes to its model, on uint8 images `[N, H, W, C]`.
+
+    Raises:
+        ParityError: it is further off than `LIMITS[precision]` allows. [parity]
+    """
+    wanted = reference(model, spec, task, images)
+    found = compare(wanted, runtimes.load(runtime).open(path)(images), precision)
+    limits = LIMITS[precision]
+    # written so that a NaN fails too
+    within = found.error <= limits.error and found.moved <= limits.moved
+    if not (within and found.agreement >= limits.agreement):
+        raise ParityError(
+            f"{path.name}: differs from the model on {found.images} images: largest probability "
+            "error "
+            f"{found.error:.3g} (allowed {limits.error:.3g}), agreement {found.agreement:.4f} (at "
+            "least "
+            f"{limits.agreement}), mass moved {found.moved:.3g} (allowed {limits.moved:.3g}). The "
+            "file must not "
+            "be used; export it again, or use float32.",
+            code="parity",
+        )
+    return found
+
+
+def compare(
+    wanted: npt.NDArray[np.float32], got: npt.NDArray[np.float32], precision: str = "float32"
+) -> Parity:
+    """Two tables of probabilities `[N, K]`, the model's and the file's, compared."""
+    if wanted.shape != got.shape:
+        raise ParityError(
+            f"the model gives probabilities {wanted.shape}, the file {got.shape}. It was exported "
+            "from another model.",
+            code="parity",
+        )
+    error = np.abs(wanted.astype(np.float64) - got)
+    best = got.argmax(1)
+    tie = LIMITS["float32"].error
+    agrees = wanted[np.arange(len(wanted)), best] >= wanted.max(1) - tie
+    return Parity(
+        error=float(error.max()),
+        agreement=float(agrees.mean()),
+        moved=float(error.sum(1).mean() / 2),
+        images=len(wanted),
+    )
+
+
+def reference(
+    model: nn.Module, spec: Spec, task: Task, images: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.float32]:
+    """The model's own probabilities float32 `[N, K]`, in eval mode on the CPU; the model is
+    untouched."""
+    own = copy.deepcopy(model).cpu().float().eval()
+    with torch.no_grad():
+        return np.asarray(
+            task.head(own(torch.from_numpy(spec.normalise(images)))).numpy(), np.float32
+        )
+
+
+def noise(spec: Spec, count: int, *, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Random images uint8 `[count, H, W, C]`: coarse patches, so that they are not all alike to a
+    model."""
+    draw = np.random.default_rng(seed)
+    height, width = spec.size_hw
+    coarse = draw.integers(
+        0, 256, (count, -(-height // 4), -(-width // 4), spec.channels), np.uint8
+    )
+    return np.ascontiguousarray(coarse.repeat(4, 1).repeat(4, 2)[:, :height, :width])
