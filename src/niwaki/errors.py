@@ -92,6 +92,7 @@ CODES: dict[str, str] = {
     "data-class-empty": "A class has no usable image to learn from. Mend its images, or take the class out.",
     "data-empty": "The data set has no image at all. Check the path and its layout (docs/data.md).",
     "data-few-classes": "A classifier needs at least two classes with images.",
+    "data-few-images": "A split would be empty. A class needs three images to be in train, val and test.",
     "data-format": "The path is neither a folder nor a .zip, .npz, .csv or .jsonl file.",
     "data-layout": "Folders are neither classes nor splits of classes (docs/data.md shows both layouts).",
     "data-manifest": "A CSV or JSONL manifest cannot be parsed or lacks the columns path and label.",

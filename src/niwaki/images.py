@@ -3,9 +3,9 @@
 Training, calibration, `predict` and serving all decode here (through `Spec.read`). Numpy and
 Pillow only. The rules, in the order in which they apply:
 
-- The file is read whole: a regular file of at most `MAX_BYTES`. Any format that Pillow opens counts,
-  whatever the name says, but for EPS, which would start a program. Of several frames or pages the
-  first is taken.
+- The file is read whole: a regular file of at most `MAX_BYTES`. Any format that Pillow opens
+  counts, whatever the name says, but for EPS, which would start a program. Of several frames or
+  pages the first is taken.
 - Size is checked before a pixel is decoded: at most `MAX_PIXELS`. A file that breaks off early is
   refused.
 - The EXIF orientation is applied; an EXIF block that cannot be read is ignored, as are colour
@@ -61,12 +61,13 @@ _TURNS = {
 _ORIENTATION = 0x0112
 
 
-def decode(source: Source, *, channels: int) -> ImageU8:
+def decode(source: Source, *, channels: int, name: str | None = None) -> ImageU8:
     """An image's pixels: uint8 `[h, w, channels]`, by the rules at the head of this module.
 
     Args:
         source: a path, or a file's bytes.
         channels: 3 (RGB) or 1 (grey).
+        name: what messages call it; the path when not told.
     Raises:
         DataError: it is no image that can be used.
             [image-missing, image-unreadable, image-empty, image-corrupt, image-oversized,
@@ -74,8 +75,8 @@ def decode(source: Source, *, channels: int) -> ImageU8:
     """
     if channels not in (1, 3):
         raise SpecError(f"decode: channels must be 1 or 3, got {channels}.", code="spec-channels")
-    name = label(source)
-    content = load(source)
+    name = name or label(source)
+    content = load(source, name=name)
     with _quiet():
         try:
             return to_channels(_pixels(content, name), channels)
@@ -94,13 +95,13 @@ def decode(source: Source, *, channels: int) -> ImageU8:
             ) from error
 
 
-def load(source: Source) -> bytes:
+def load(source: Source, *, name: str | None = None) -> bytes:
     """An image file's bytes, unread as yet but for its kind and size.
 
     Raises:
         DataError: [image-missing, image-unreadable, image-empty, image-oversized]
     """
-    name = label(source)
+    name = name or label(source)
     content = source if isinstance(source, bytes) else _read_file(Path(source), name)
     if not content:
         raise DataError(f"{name}: the file is empty (0 bytes).", code="image-empty")
@@ -232,7 +233,7 @@ def _unidentified(source: Source, content: bytes, name: str) -> DataError:
     suffix = "" if isinstance(source, bytes) else Path(source).suffix.lower()
     if content.startswith(_MAGIC) or suffix in Image.registered_extensions():
         return DataError(
-            f"{name}: it claims to be an image, but its head is damaged. Replace it or take it out.",
+            f"{name}: it claims to be an image, but its head is damaged. Replace or remove it.",
             code="image-corrupt",
         )
     return _unsupported(name, f"no image format known to Pillow (it starts with {content[:8]!r})")

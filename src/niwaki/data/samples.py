@@ -1,0 +1,188 @@
+"""What a data set is once it is read: Samples (one split), DataSet (three of them) and Problem.
+
+Shape letters: N images of a split, B of a batch, H W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from niwaki import images
+from niwaki.spec import Spec
+
+ImageU8 = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+CACHE_BYTES = 2 * 10**9
+"""Resized pixels that one Samples keeps in memory for one Spec; what does not fit is decoded each time."""
+
+_FEW = 16  # below this many images a thread pool costs more than it saves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Something left out of a data set: its path in the set, a stable code, and what to do."""
+
+    path: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Samples:
+    """One split: where its images are, their names and labels. Nothing is decoded until `batch`.
+
+    Args:
+        sources: for each image a path, a file's bytes, or pixels u8 `[h, w, C]`; or all of them as
+            one array u8 `[N, h, w, C]`.
+        names: a path or id for each, unique in the data set.
+        labels: int64 `[N]`, positions in `DataSet.classes`.
+    """
+
+    sources: Sequence[Path | bytes | ImageU8] | ImageU8
+    names: tuple[str, ...]
+    labels: Ints
+    _cache: dict[tuple[int, ...], _Cache] = field(default_factory=dict, init=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def batch(self, index: Sequence[int] | Ints, spec: Spec) -> ImageU8:
+        """Decoded and resized images uint8 `[B, H, W, C]`, by position; the same with or without cache.
+
+        Raises:
+            DataError: an image has become unreadable since the set was read. [image-*]
+        """
+        rows = np.asarray(index, dtype=np.int64)
+        shape = (*spec.size_hw, spec.channels)
+        if isinstance(self.sources, np.ndarray) and self.sources.shape[1:] == shape:
+            return np.asarray(self.sources[rows], dtype=np.uint8)
+        if shape not in self._cache:
+            self._cache[shape] = _Cache(len(self), shape)
+        cache = self._cache[shape]
+        missing = [int(row) for row in np.unique(rows) if not cache.holds(row)]
+        if not missing:
+            return cache.store[rows]
+        decoded = in_threads(lambda row: self._read(row, spec), missing)
+        fresh = dict(zip(missing, decoded, strict=True))
+        batch = np.empty((len(rows), *shape), dtype=np.uint8)
+        for place, row in enumerate(rows):
+            batch[place] = fresh[row] if row in fresh else cache.store[row]
+        for row, image in fresh.items():
+            cache.keep(row, image)
+        return batch
+
+    def _read(self, row: int, spec: Spec) -> ImageU8:
+        source = self.sources[row]
+        if isinstance(source, np.ndarray):
+            return spec.pack(images.to_channels(source, spec.channels))
+        pixels = images.decode(source, channels=spec.channels, name=self.names[row])
+        return spec.pack(pixels)
+
+    def take(self, count: int, *, seed: int = 0) -> Samples:
+        """A subset of `count` images (all, if there are fewer), in their order, stratified.
+
+        Each class gets its share by largest remainder, and at least one image where `count` allows.
+        """
+        if count >= len(self):
+            return self
+        order = np.random.default_rng(seed).permutation(len(self))
+        chosen: list[int] = []
+        for label, quota in _quotas(self.labels, max(0, count)).items():
+            chosen += order[self.labels[order] == label][:quota].tolist()
+        return self.at(sorted(chosen))
+
+    def at(self, index: Sequence[int] | Ints) -> Samples:
+        """The images at these positions, as Samples."""
+        rows = np.asarray(index, dtype=np.int64)
+        whole = self.sources if isinstance(self.sources, np.ndarray) else None
+        return Samples(
+            sources=[self.sources[row] for row in rows] if whole is None else whole[rows],
+            names=tuple(self.names[row] for row in rows),
+            labels=self.labels[rows],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DataSet:
+    """Three splits and what was found on the way: `train` learns, `val` chooses, `test` only reports.
+
+    Args:
+        classes: names of the labels, in the order of a model's outputs.
+        problems: everything left out, each with its reason.
+        warnings: what was kept but should be known: a class with one image, duplicates, ...
+        fingerprint: hex sha256 over classes, names, bytes' hashes, labels and splits.
+        flip: whether a mirrored image keeps its label.
+    """
+
+    classes: tuple[str, ...]
+    train: Samples
+    val: Samples
+    test: Samples
+    problems: tuple[Problem, ...]
+    warnings: tuple[str, ...]
+    fingerprint: str
+    flip: bool
+
+    def splits_json(self) -> dict[str, Any]:
+        """The names of each split as JSON data; `data.read(path, splits=it)` splits alike."""
+        return {
+            "classes": list(self.classes),
+            "fingerprint": self.fingerprint,
+            "train": list(self.train.names),
+            "val": list(self.val.names),
+            "test": list(self.test.names),
+        }
+
+
+class _Cache:
+    """Resized images by position, as far as `CACHE_BYTES` reach."""
+
+    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
+        rows = min(count, CACHE_BYTES // int(np.prod(shape)))
+        self.store = np.empty((rows, *shape), dtype=np.uint8)  # the system gives pages when written
+        self._filled = np.zeros(rows, dtype=bool)
+
+    def holds(self, row: int) -> bool:
+        return row < len(self._filled) and bool(self._filled[row])
+
+    def keep(self, row: int, image: ImageU8) -> None:
+        if row < len(self._filled):
+            self.store[row] = image
+            self._filled[row] = True  # after the pixels: another thread may look in between
+
+
+def _quotas(labels: Ints, count: int) -> dict[int, int]:
+    """How many of each class to take so that they sum to `count` (at most len(labels))."""
+    classes, sizes = np.unique(labels, return_counts=True)
+    shares = sizes * count / max(1, len(labels))
+    quotas = np.floor(shares).astype(np.int64)
+    if count >= len(classes):
+        quotas = np.maximum(quotas, 1)
+    while quotas.sum() > count:  # the ones lifted to 1 are taken from the richest
+        quotas[np.argmax(quotas - shares)] -= 1
+    while quotas.sum() < count:
+        quotas[np.argmax(np.where(quotas < sizes, shares - quotas, -np.inf))] += 1
+    return {int(k): int(n) for k, n in zip(classes, quotas, strict=True)}
+
+
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """`work` of each item, in order; in threads when there are many. Ctrl-C leaves at once."""
+    items = list(items)
+    if len(items) < _FEW:
+        return [work(item) for item in items]
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        return list(pool.map(work, items))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
