@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 640, 340
-LEFT, RIGHT, TOP, BOTTOM = 64, 24, 18, 52
+LEFT, RIGHT, TOP, BOTTOM = 78, 24, 30, 52
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,8 @@ def _mark(mark: Mark, px: float, py: float, taken: list[tuple[float, float]]) ->
 
 
 def _limit(at: float, says: str) -> str:
-    side, anchor = (-6, "end") if at > WIDTH * 0.6 else (6, "start")
     line = f'<line class="limit" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-    return line + _text(at + side, HEIGHT - BOTTOM - 8, says, anchor, "note")
+    return line + _text(at, TOP - 10, says, "middle", "note")
 
 
 def curves(lines: Sequence[Line], *, title: str, x: str, y: str, percent: bool = False) -> str:
@@ -111,7 +110,7 @@ def curves(lines: Sequence[Line], *, title: str, x: str, y: str, percent: bool =
     across = _axis([px for px, _ in points], LEFT, WIDTH - RIGHT - 80, whole=True)
     up = _axis([py for _, py in points], HEIGHT - BOTTOM, TOP, most=1.0 if percent else None)
     parts = [_frame(across, up, x=x, y=y, percent=percent, right=WIDTH - RIGHT - 80)]
-    names: list[float] = []
+    names: list[tuple[float, float]] = []
     for k, line in enumerate(lines):
         dots = [(across.at(px), up.at(py), py) for px, py in line.points if math.isfinite(py)]
         if not dots:
@@ -122,11 +121,11 @@ def curves(lines: Sequence[Line], *, title: str, x: str, y: str, percent: bool =
             says = f"{line.name}: {_number(value, percent)}"
             parts.append(f'<circle class="c{k % 4}" cx="{px:.1f}" cy="{py:.1f}" r="2.5">'
                          f"<title>{escape(says)}</title></circle>")
-        at = dots[-1][1] + 4
-        while any(abs(at - other) < 15 for other in names):
-            at += 15
-        names.append(at)
-        parts.append(_text(dots[-1][0] + 8, at, line.name, "start", f"label c{k % 4}"))
+        px, py = dots[-1][0] + 8, dots[-1][1] + 4
+        while any(abs(py - b) < 15 and abs(px - a) < 80 for a, b in names):
+            py -= 15
+        names.append((px, py))
+        parts.append(_text(px, py, line.name, "start", f"label c{k % 4}"))
     return _svg(parts, title=title)
 
 
@@ -153,7 +152,8 @@ def widths(rows: Sequence[tuple[str, int, int]], *, title: str) -> str:
 def heatmap(names: Sequence[str], counts: Sequence[Sequence[int]], *, title: str) -> str:
     """A confusion matrix: rows true, columns predicted, shade by the share of the row."""
     size = len(names)
-    left, top = 130, 110
+    longest = min(16, max(map(len, names), default=1))
+    left, top = max(82, 24 + 7 * longest), 34 + 5 * longest
     cell = max(7.0, min(44.0, (WIDTH - left - 10) / max(1, size)))
     parts = []
     for i, row in enumerate(counts):
@@ -169,8 +169,9 @@ def heatmap(names: Sequence[str], counts: Sequence[Sequence[int]], *, title: str
             x = left + j * cell + cell / 2 + 4
             parts.append(f'<g transform="translate({x:.1f},{top - 8}) rotate(-45)">'
                          + _text(0, 0, _shorten(name, 16), "start", "tick") + "</g>")
-    parts.append(_text(left - 8, top - 8, "true ↓  predicted →", "end", "note"))
-    return _svg(parts, title=title, height=top + cell * size + 10, width=left + cell * size + 60)
+    parts.append(_text(left - 8, top - 22, "predicted →", "end", "note"))
+    parts.append(_text(left - 8, top - 7, "true ↓", "end", "note"))
+    return _svg(parts, title=title, height=top + cell * size + 10, width=left + cell * size + 5 * longest)
 
 
 def _cell(x: float, y: float, size: float, value: int, share: float, right: bool, says: str) -> str:
@@ -205,7 +206,7 @@ def _frame(across: _Axis, up: _Axis, *, x: str, y: str, percent: bool, right: fl
     for mark in up.ticks:
         at = up.at(mark)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(_text(LEFT - 8, at + 4, _number(mark, percent), "end", "tick"))
+        parts.append(_text(LEFT - 10, at + 4, _number(mark, percent), "end", "tick"))
     for mark in across.ticks:
         parts.append(_text(across.at(mark), HEIGHT - BOTTOM + 18, _number(mark), "middle", "tick"))
     base = HEIGHT - BOTTOM

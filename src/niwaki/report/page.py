@@ -232,12 +232,12 @@ def _wrong(record: Record) -> str:
         true, guess = escape(str(one["true"])), escape(str(one["predicted"]))
         name, sure = escape(str(one.get("name", ""))), words.percent(one.get("probability"), digits=0)
         figures.append(
-            f'<figure><img src="{escape(one["image"])}" alt="{name}: {true} taken for {guess}" loading="lazy">'
+            f'<figure><img src="{escape(one["image"])}" alt="{name}: {true} taken for {guess}">'
             f"<figcaption><b>{true}</b> taken for <b>{guess}</b> <small>{sure}</small>"
             f'<small class="file" title="{name}">{name}</small></figcaption></figure>'
         )
     body = f'<div class="wrong">{"".join(figures)}</div>' if figures else ""
-    return _section("Most wrong", body, wide=True, says="Test images the default export is surest and wrong about.")
+    return _section("Most wrong", body, says="Test images the default export is surest and wrong about.")
 
 
 def _notes(record: Record) -> str:

@@ -35,6 +35,7 @@ th:first-child,td:first-child{text-align:left;padding-left:0}thead th{color:var(
 tbody tr:last-child>*{border-bottom:0}td small{color:var(--soft)}
 svg{display:block;width:100%;height:auto;margin:0 auto}
 svg text{fill:var(--ink);font:12px system-ui,"Segoe UI",Roboto,sans-serif}
+svg .label,svg .note{paint-order:stroke;stroke:var(--card);stroke-width:4px;stroke-linejoin:round}
 svg .tick,svg .name,svg .note{fill:var(--soft)}svg .label{font-weight:600}svg .on{fill:var(--card);font-weight:600}
 .grid{stroke:var(--line)}.axis{stroke:var(--soft)}
 .limit{stroke:var(--red);stroke-width:1.5;stroke-dasharray:5 4}.floor{stroke:var(--amber);stroke-dasharray:2 4}
@@ -47,7 +48,7 @@ circle.c2,svg text.c2{fill:var(--amber)}circle.c3,svg text.c3{fill:var(--violet)
 .cell{fill:none;stroke:var(--line);stroke-width:.5}.right{fill:var(--green)}.off{fill:var(--red)}
 .tall{max-height:560px;overflow-y:auto}
 .pair{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:20px}
-.wrong{display:grid;grid-template-columns:repeat(auto-fill,minmax(128px,1fr));gap:16px}
+.wrong{display:grid;grid-template-columns:repeat(auto-fill,minmax(104px,1fr));gap:14px}
 figure{margin:0;min-width:0}
 img{width:100%;aspect-ratio:1;object-fit:contain;border-radius:8px;background:var(--page);
 border:1px solid var(--line);image-rendering:pixelated}
@@ -57,6 +58,7 @@ figcaption{font-size:13px;line-height:1.35;margin-top:5px;overflow-wrap:anywhere
 dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:4px 20px;margin:0}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 @media(max-width:860px){main{grid-template-columns:minmax(0,1fr);padding:20px 14px 40px}.pair{grid-template-columns:1fr}
+section{overflow-x:auto}svg{min-width:470px}
 h1{font-size:25px}.headline{font-size:18px}section{padding:14px}dl{grid-template-columns:1fr}dd{margin-bottom:6px}}
 @media print{body{background:#fff}section,.card{box-shadow:none;break-inside:avoid}}
 """
