@@ -85,7 +85,7 @@ def decode(source: Source, *, channels: int, name: str | None = None) -> ImageU8
         except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
             raise _oversized(name, str(error) or "it does not fit in memory") from error
         except UnidentifiedImageError as error:
-            raise _unidentified(source, content, name) from error
+            raise _unidentified(content, name) from error
         # Pillow's decoders raise whatever a damaged byte leads them to: SyntaxError, KeyError, ...
         except Exception as error:
             raise DataError(
@@ -228,10 +228,9 @@ def _unsupported(name: str, what: str) -> DataError:
     )
 
 
-def _unidentified(source: Source, content: bytes, name: str) -> DataError:
+def _unidentified(content: bytes, name: str) -> DataError:
     """An image's head or name on what is none: corrupt. Neither: not an image at all."""
-    suffix = "" if isinstance(source, bytes) else Path(source).suffix.lower()
-    if content.startswith(_MAGIC) or suffix in Image.registered_extensions():
+    if content.startswith(_MAGIC) or Path(name).suffix.lower() in Image.registered_extensions():
         return DataError(
             f"{name}: it claims to be an image, but its head is damaged. Replace or remove it.",
             code="image-corrupt",

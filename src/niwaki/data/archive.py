@@ -16,14 +16,15 @@ MAX_UNPACKED = 4 * 2**30
 
 MAX_ENTRIES = 1_000_000
 MAX_RATIO = 200
-"""Unpacked over packed bytes of the whole archive, above 64 MiB: image files do not shrink like that."""
+"""Unpacked over packed bytes of the archive, above 64 MiB: images do not shrink like that."""
 
 
 def listing(path: Path, where: str) -> Listing:
     """The images of a zip, by the folder rules; one folder around everything is looked through.
 
     Raises:
-        DataError: it is damaged, encrypted, or would unpack to too much. [data-zip, data-empty, data-layout]
+        DataError: it is damaged, encrypted, or would unpack to too much.
+            [data-zip, data-empty, data-layout]
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -25,7 +25,8 @@ def listing(path: Path, where: str) -> Listing:
     """The images of an .npz: arrays `x`, `y` (or `images`, `labels`), for each split where given.
 
     Names of a split's arrays: `x_train`, `y_train` or `train_images`, `train_labels`, and so for
-    val, valid, test. `classes` (texts) names the labels 0, 1, ...; without it they are their own names.
+    val, valid, test. `classes` (texts) names the labels 0, 1, ...; without it they are their own
+    names.
 
     Raises:
         DataError: damaged, or the arrays are not images with labels. [data-npz]
@@ -55,7 +56,7 @@ def listing(path: Path, where: str) -> Listing:
 
 
 def _load(path: Path, where: str) -> dict[str, Array]:
-    """All arrays, after each header was held against the bytes there are: a header may claim more."""
+    """All arrays, once each header was held against the bytes there are: it may claim more."""
     try:
         _check_headers(path)
         with np.load(path, allow_pickle=False) as archive:
@@ -121,14 +122,14 @@ def _images(array: Array, name: str, where: str) -> ImageU8:
     return np.asarray(pixels, dtype=np.uint8)
 
 
-def _labels(array: Array, name: str, where: str) -> list[int] | list[str]:
+def _labels(array: Array, name: str, where: str) -> list[int | str]:
     flat = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
     if flat.ndim != 1 or flat.dtype.kind not in "iuU":
         raise _error(
             where,
             f"{name} is {array.dtype} of shape {array.shape}, expected whole numbers or texts [N]",
         )
-    values: list[int] | list[str] = flat.tolist()
+    values: list[int | str] = flat.tolist()
     return values
 
 

@@ -1,10 +1,12 @@
-"""Weak and strong augmentation of uint8 batches, whose draws depend on (seed, epoch, sample index) only.
+"""Weak and strong augmentation of uint8 batches; draws depend on (seed, epoch, sample index) only.
 
-Not on which images share a batch, not on their order, not on how many processes there are: each draw is a
-hash of those numbers (a counter-based generator), so a resumed or distributed run augments as an
-uninterrupted one. Numpy and Pillow only. Shape letters: B images, H W pixels, C channels.
+Not on which images share a batch, not on their order, not on how many processes there are: each
+draw is a hash of those numbers (a counter-based generator), so a resumed or distributed run
+augments as an uninterrupted one. Numpy and Pillow only. Shape letters: B images, H W pixels,
+C channels.
 
-Source: SplitMix64 finaliser: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
+Source: SplitMix64's finaliser: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
+generators".
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ _STRONG_DRAWS = 15
 
 
 def uniforms(index: npt.NDArray[np.integer], *, seed: int, epoch: int, count: int) -> Floats:
-    """Uniform numbers in [0, 1) float64 `[B, count]`, a function of (seed, epoch, index, column)."""
+    """Uniform numbers in [0, 1), float64 `[B, count]`, of (seed, epoch, index, column)."""
     key = _mix_int(_mix_int(seed + _GOLDEN) + epoch)
     rows = _mix(np.asarray(index, dtype=np.int64).astype(np.uint64) + np.uint64(key))
     steps = np.array([(k + 1) * _GOLDEN & _MASK for k in range(count)], dtype=np.uint64)
@@ -42,7 +44,7 @@ def uniforms(index: npt.NDArray[np.integer], *, seed: int, epoch: int, count: in
 
 
 def order(count: int, *, seed: int, epoch: int) -> Ints:
-    """A permutation of 0..count-1, int64 `[count]`: the order in which an epoch visits its samples."""
+    """A permutation of 0..count-1, int64 `[count]`: the order in which an epoch visits samples."""
     # Another stream than the augmentation's, or an image's place would tell its crop.
     draws = uniforms(np.arange(count), seed=seed ^ 0x6F72646572, epoch=epoch, count=1)[:, 0]
     return np.argsort(draws, kind="stable")
@@ -51,7 +53,7 @@ def order(count: int, *, seed: int, epoch: int) -> Ints:
 def weak(
     images: ImageU8, index: npt.NDArray[np.integer], *, seed: int, epoch: int, flip: bool
 ) -> ImageU8:
-    """The images `[B, H, W, C]` shifted by up to 12.5 % of a side (reflected at the border), mirrored or not.
+    """The images `[B, H, W, C]`, shifted by up to 12.5 % of a side (reflected border), and mirrored.
 
     Args:
         images: uint8 `[B, H, W, C]`, left as they are.
@@ -111,7 +113,7 @@ def _warp(images: ImageU8, draws: Floats, flip: bool) -> ImageU8:
     reach_y, reach_x = math.ceil(height * _REACH), math.ceil(width * _REACH)
     padded = _pad(images, reach_y, reach_x)
     out = np.empty_like(images)
-    # One image at a time and by `math`: vector code may round its tail otherwise, by the batch's length.
+    # Each image alone and by `math`: vector code may round its tail otherwise, by the batch.
     for i, row in enumerate(draws.tolist()):
         a, b, d, e = _matrix(row[3], row[4], row[5], mirror=flip and row[2] < 0.5)
         shift_y = math.floor(row[0] * (2 * round(height * _SHIFT) + 1)) - round(height * _SHIFT)
@@ -143,15 +145,16 @@ def _matrix(
 
 
 def _tone(images: ImageU8, draws: Floats) -> ImageU8:
-    """Brightness, contrast around the image's mean, and saturation; exact means keep it batch-free."""
+    """Brightness, contrast around the image's mean, saturation; exact sums keep it batch-free."""
     factors = (1 + _TONE * (2 * draws - 1)).astype(np.float32)[:, :, None, None, None]
     values = images.astype(np.float32)
     pixels = max(1, images[0].size) if len(images) else 1
-    mean = (images.sum(axis=(1, 2, 3), dtype=np.int64) / pixels).astype(np.float32)
-    mean = mean[:, None, None, None]
+    total: Ints = images.sum(axis=(1, 2, 3), dtype=np.int64)
+    mean = (total / pixels).astype(np.float32)[:, None, None, None]
     if images.shape[-1] == 3:
-        weights = np.array([19595, 38470, 7471], dtype=np.int64)
-        grey = ((images * weights).sum(axis=-1, keepdims=True) >> 16).astype(np.float32)
+        red, green, blue = np.moveaxis(images.astype(np.int32), -1, 0)
+        luma = (19595 * red + 38470 * green + 7471 * blue) >> 16
+        grey = luma.astype(np.float32)[..., None]
         values = grey + (values - grey) * factors[:, 2]
     values = (mean + (values - mean) * factors[:, 1]) * factors[:, 0]
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)

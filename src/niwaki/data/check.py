@@ -1,4 +1,4 @@
-"""Checking a Listing: every image is decoded once and its bytes are hashed; what fails is a Problem."""
+"""Checking what is listed: every image is decoded once and hashed; what fails is a Problem."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ def digest_or_problem(record: Record) -> str | Problem:
         return hashlib.sha256(repr(source.shape).encode() + source.tobytes()).hexdigest()
     try:
         content = images.load(source, name=record.name)
-        # The name's ending tells a damaged image from a file that is none.
         images.decode(content, channels=3, name=record.name)
     except DataError as error:
         return Problem(path=record.name, code=error.code, message=str(error))

@@ -89,7 +89,8 @@ def arrange(tree: Tree, where: str) -> Listing:
     """Classes and splits of a tree.
 
     Raises:
-        DataError: it has no class folders, or splits and classes are mixed. [data-empty, data-layout]
+        DataError: it has no class folders, or splits and classes are mixed.
+            [data-empty, data-layout]
     """
     tops = {folder[0] for folder in tree.folders}
     if not tops:

@@ -1,4 +1,4 @@
-"""What every kind of source is turned into before it is checked: a Listing of named, labelled images."""
+"""What every source is turned into before it is checked: a Listing of named, labelled images."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ def digits() -> Listing:
 
     Raises:
         MissingExtra: scikit-learn is not installed. [extra-missing]
-    Source: E. Alpaydin, C. Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI (CC BY 4.0).
+    Source: E. Alpaydin, C. Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI
+    (CC BY 4.0).
     """
     loaded = lazy.require("sklearn.datasets", extra="train").load_digits()
     pixels = np.rint(loaded.images * (255 / 16)).astype(np.uint8)[..., None]
@@ -68,7 +69,7 @@ def _folder() -> Path:
 
 
 def _sheets(folder: Path, split: str, count: int) -> ImageU8:
-    """All images u8 `[count, 32, 32, 3]` of a split: each sheet is 500 of them, one below the other."""
+    """All images u8 `[count, 32, 32, 3]` of a split: a sheet is 500, one below the other."""
     pixels = np.concatenate(
         [
             images.decode(folder / f"{split}_{i:03d}.webp", channels=3).reshape(-1, 32, 32, 3)

@@ -87,7 +87,7 @@ def _assemble(
     """From what is listed to what is learned from."""
     listed = sorted(listing.records, key=lambda record: record.name)
     records, digests, faults = check.check(listed)
-    problems = tuple([*listing.problems, *faults])
+    problems = (*listing.problems, *faults)
     classes = listing.classes or tuple(sorted({record.label for record in listing.records}))
     _check_classes(listing.where, classes, records, problems)
     if stored is not None:
@@ -115,7 +115,7 @@ def _split(
     val: float,
     test: float,
 ) -> list[str]:
-    """The split of each record: the given one; of those in train or in none, val and test if not given."""
+    """The split of each record: the given one, or one made of those in train or in none."""
     if listing.given and "train" not in listing.given and all(r.split for r in records):
         raise DataError(
             f"{listing.where}: {', '.join(sorted(listing.given))} is given, but no train.",

@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CACHE_BYTES = 2 * 10**9
-"""Resized pixels that one Samples keeps in memory for one Spec; what does not fit is decoded each time."""
+"""Resized bytes one Samples keeps in memory for one Spec; what does not fit is decoded again."""
 
 _FEW = 16  # below this many images a thread pool costs more than it saves
 
@@ -58,7 +58,7 @@ class Samples:
         return len(self.names)
 
     def batch(self, index: Sequence[int] | Ints, spec: Spec) -> ImageU8:
-        """Decoded and resized images uint8 `[B, H, W, C]`, by position; the same with or without cache.
+        """Decoded and resized images uint8 `[B, H, W, C]`, by position; a cache changes nothing.
 
         Raises:
             DataError: an image has become unreadable since the set was read. [image-*]
@@ -115,7 +115,7 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DataSet:
-    """Three splits and what was found on the way: `train` learns, `val` chooses, `test` only reports.
+    """Three splits and what was found on the way: train learns, val chooses, test only reports.
 
     Args:
         classes: names of the labels, in the order of a model's outputs.
@@ -135,7 +135,7 @@ class DataSet:
     flip: bool
 
     def splits_json(self) -> dict[str, Any]:
-        """The names of each split as JSON data; `data.read(path, splits=it)` splits alike."""
+        """Names of each split as JSON data; `data.read(path, splits=it)` splits alike."""
         return {
             "classes": list(self.classes),
             "fingerprint": self.fingerprint,

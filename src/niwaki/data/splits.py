@@ -1,7 +1,7 @@
 """Which image goes to train, val or test, when the source does not say.
 
 Made once, stratified and seeded. The draw is a hash of the seed and the image's bytes: neither the
-order nor the names of the files count, equal images stay together, and adding some moves few others.
+order nor the names of the files count, equal images stay together, and adding some moves few.
 """
 
 from __future__ import annotations
