@@ -1,0 +1,120 @@
+"""From a split of images to the batches of a training: order, share of each process, tensors.
+
+Everything is a function of (seed, epoch, sample): no state, so any step can be made again after a
+crash.
+Shape letters: B batch, H W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from niwaki.data import augment
+from niwaki.evaluate import ImagesU8, Readable
+from niwaki.spec import Spec
+
+Ints = npt.NDArray[np.int64]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an objective sees.
+
+    Args:
+        images: normalised float32 `[B, C, H, W]`.
+        target: labels int64 `[B]`.
+        weight: float32 `[B]`; the loop multiplies each sample's loss by it.
+        index: each sample's place in the split, int64 `[B]`.
+    """
+
+    images: Tensor
+    target: Tensor
+    weight: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's part of a global batch: raw images and what goes with them.
+
+    Args:
+        total: the weights' sum over the global batch, which every process knows without asking.
+    """
+
+    images: ImagesU8
+    target: Ints
+    weight: npt.NDArray[np.float32]
+    index: Ints
+    total: float
+
+
+def order(count: int, *, batch: int, seed: int, epoch: int) -> list[Ints]:
+    """An epoch's global batches: every sample once, sizes equal to one, none above `batch`."""
+    shuffled = augment.order(count, seed=seed, epoch=epoch)
+    return np.array_split(shuffled, -(-count // batch))
+
+
+def normalise(images: ImagesU8, spec: Spec, *, device: torch.device) -> Tensor:
+    """`Spec.normalise` on a device: float32 `[B, C, H, W]`, channels last in memory."""
+    mean = torch.tensor(spec.mean, device=device)
+    std = torch.tensor(spec.std, device=device)
+    scaled = torch.from_numpy(images).to(device).float().div_(255).sub_(mean).div_(std)
+    return scaled.permute(0, 3, 1, 2)
+
+
+def tensors(share: Share, spec: Spec, *, parts: int, device: torch.device) -> Iterator[Batch]:
+    """The share as at most `parts` batches on a device, empty ones left out."""
+    for where in np.array_split(np.arange(len(share.index)), parts):
+        if len(where):
+            yield Batch(
+                images=normalise(share.images[where], spec, device=device),
+                target=torch.from_numpy(share.target[where]).to(device),
+                weight=torch.from_numpy(share.weight[where]).to(device),
+                index=torch.from_numpy(share.index[where]).to(device),
+            )
+
+
+def share(
+    train: Readable,
+    chosen: Ints,
+    spec: Spec,
+    *,
+    rank: int,
+    world: int,
+    class_weights: tuple[float, ...] | None,
+    change: Callable[[ImagesU8, Ints], ImagesU8],
+) -> Share:
+    """This process's slice of the global batch `chosen`, read and augmented."""
+    weights = np.ones(len(chosen), np.float32)
+    if class_weights is not None:
+        weights = np.asarray(class_weights, np.float32)[train.labels[chosen]]
+    mine = np.array_split(np.arange(len(chosen)), world)[rank]
+    index = chosen[mine]
+    images = change(train.batch(index.tolist(), spec), index) if len(index) else _nothing(spec)
+    return Share(images, train.labels[index], weights[mine], index, float(weights.sum()))
+
+
+def _nothing(spec: Spec) -> ImagesU8:
+    return np.zeros((0, *spec.size_hw, spec.channels), np.uint8)
+
+
+def ahead(make: Callable[[int], T], start: int, stop: int) -> Generator[T, None, None]:
+    """`make(start)` ... `make(stop - 1)`, each made in a thread while the one before is in use."""
+    if start >= stop:
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="niwaki-batch") as pool:
+        waiting = pool.submit(make, start)
+        for step in range(start, stop):
+            ready = waiting.result()
+            if step + 1 < stop:
+                waiting = pool.submit(make, step + 1)
+            yield ready

@@ -1,0 +1,71 @@
+"""What a predictor says about a split of images. Numpy only; `predictor` alone needs torch.
+
+Predictor: uint8 `[N, H, W, C]` to float32 `[N, K]`; modules and opened runtimes share that one
+shape.
+Shape letters: N images, H W pixels, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from niwaki.spec import Spec
+    from niwaki.tasks import Task
+
+ImagesU8 = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Predictor = Callable[[ImagesU8], Floats]
+
+
+class Readable(Protocol):
+    """The half of `data.Samples` that is read here and by the training loop."""
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """int64 `[N]`."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A path or id for each image."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Sequence[int], spec: Spec) -> ImagesU8:
+        """Those images, decoded and resized: uint8 `[B, H, W, C]`."""
+
+
+def probabilities(predict: Predictor, samples: Readable, spec: Spec, *, batch: int = 64) -> Floats:
+    """What `predict` says of each sample, in order: float32 `[N, K]`; `[0, 0]` for no samples."""
+    rows = [
+        predict(samples.batch(range(start, min(start + batch, len(samples))), spec))
+        for start in range(0, len(samples), batch)
+    ]
+    return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
+
+
+def predictor(model: nn.Module, spec: Spec, task: Task) -> Predictor:
+    """A module and its task's head as a predictor; it runs in eval mode and is left as it was."""
+    import torch
+
+    from niwaki.batches import normalise
+
+    def predict(images: ImagesU8) -> Floats:
+        modes = [(module, module.training) for module in model.modules()]
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        model.eval()
+        try:
+            with torch.inference_mode():
+                found = task.head(model(normalise(images, spec, device=device)))
+        finally:
+            for module, training in modes:
+                module.training = training
+        return np.asarray(found.float().cpu().numpy(), dtype=np.float32)
+
+    return predict

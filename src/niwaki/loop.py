@@ -1,0 +1,476 @@
+"""The training loop: a generator over steps, and `run`, which every training technique calls.
+
+    objective: (model, Batch) -> Tensor [B]        what is minimised: one number a sample
+
+Each step's loss is `sum(objective * weight) / sum(weight)` over the global batch, however many
+processes and parts it is cut into. Sample order, augmentation and dropout depend on (seed, epoch,
+step, sample) only, so a training that was killed goes on from its checkpoint to the same bits
+(CPU, same number of threads). Under torchrun each process normalises by its own share of the batch
+in batch norm, and running statistics are averaged over processes after each step; all else is as
+in one process. docs/training.md tells more.
+Shape letters: B batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import hashlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from niwaki import batches, evaluate, optim, parallel
+from niwaki import checkpoint as kept
+from niwaki.batches import Batch, Share
+from niwaki.data import augment
+from niwaki.errors import PlanError
+from niwaki.evaluate import ImagesU8, Readable
+from niwaki.spec import Spec
+from niwaki.tasks import Task
+
+Objective = Callable[[nn.Module, Batch], Tensor]
+Show = Callable[["Progress"], object]
+Augment = Literal["none", "weak", "strong"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knobs:
+    """How a training goes; the knobs that `train.fit` and `distill.logits` share and explain.
+
+    Raises:
+        PlanError: one is out of its range. [train-knob]
+    """
+
+    epochs: int
+    batch: int
+    lr: float
+    weight_decay: float
+    seed: int
+    ema: float
+    accumulate: int
+    augment: str
+    flip: bool
+    class_weights: tuple[float, ...] | None
+
+    def __post_init__(self) -> None:
+        weights = self.class_weights
+        checks = {
+            "epochs": (self.epochs >= 0, "at least 0"),
+            "batch": (self.batch >= 1, "at least 1"),
+            "lr": (self.lr > 0 and math.isfinite(self.lr), "above 0"),
+            "weight_decay": (0 <= self.weight_decay < 1, "in 0..1"),
+            "seed": (self.seed >= 0, "at least 0"),
+            "ema": (0 <= self.ema < 1, "in 0..1, 1 left out; 0 is no average"),
+            "accumulate": (1 <= self.accumulate <= self.batch, "in 1..batch"),
+            "augment": (self.augment in ("none", "weak", "strong"), "none, weak or strong"),
+            "class_weights": (weights is None or min(weights, default=0) > 0, "each above 0"),
+        }
+        for name, (ok, expected) in checks.items():
+            if not ok:
+                raise PlanError(
+                    f"training: {name} must be {expected}, got {getattr(self, name)!r}.",
+                    code="train-knob",
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a training stands after a step.
+
+    Args:
+        stage: what is trained, as the caller named it.
+        step, steps: steps done and in all.
+        epoch, epochs: the epoch of that step, from 1, and how many there are.
+        epoch_ended: the epoch's last step is done and scored; `loss` is then the epoch's mean.
+        loss: of that step.
+        score: accuracy 0..1 of the averaged weights on the validation split at the last epoch's
+            end.
+        lr: learning rate of that step.
+        seconds, eta: since the training began (pauses left out), and expected until its end.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    epoch_ended: bool
+    loss: float
+    score: float | None
+    lr: float
+    seconds: float
+    eta: float
+
+
+def run(
+    model: nn.Module,
+    objective: Objective,
+    *,
+    stage: str,
+    task: Task,
+    spec: Spec,
+    train: Readable,
+    val: Readable | None,
+    knobs: Knobs,
+    checkpoint: Path | None,
+    every_s: float,
+    show: Show | None,
+    settings: dict[str, Any] | None = None,
+) -> nn.Module:
+    """A trained copy of `model` in eval mode: the last epoch's averaged weights, on its device.
+
+    Args:
+        settings: JSON that a checkpoint must agree in, beside the knobs, the data and the model.
+    """
+    origin = next((p.device for p in model.parameters()), torch.device("cpu"))
+    learner = copy.deepcopy(model)
+    if knobs.epochs == 0:
+        return learner.eval()
+    learner.to(device=parallel.device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def score(average: nn.Module) -> float | None:
+        if val is None or not len(val):
+            return None
+        found = evaluate.probabilities(evaluate.predictor(average, spec, task), val, spec)
+        return task.score(found, val.labels)["accuracy"]
+
+    walk = steps(
+        learner, objective, spec=spec, train=train, knobs=knobs, score=score, stage=stage,
+        checkpoint=checkpoint, every_s=every_s,
+        settings={**(settings or {}), "task": task.to_json()},
+    )  # fmt: skip
+    with contextlib.closing(walk):
+        for progress in walk:
+            if show is not None:
+                show(progress)
+    learner.to(device=origin, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return learner.eval()
+
+
+def steps(
+    model: nn.Module,
+    objective: Objective,
+    *,
+    train: Readable,
+    spec: Spec,
+    knobs: Knobs,
+    score: Callable[[nn.Module], float | None] = lambda average: None,
+    checkpoint: Path | None = None,
+    every_s: float = 60.0,
+    stage: str = "train",
+    settings: dict[str, Any] | None = None,
+) -> Generator[Progress, None, None]:
+    """One Progress after each optimiser step; `model` is trained in place where it lies.
+
+    When the generator is exhausted `model` holds the averaged weights. With a checkpoint, a
+    training that
+    was broken off goes on where it was: the file is written every `every_s` seconds, at each
+        epoch's end,
+    on Ctrl-C (the step in hand is finished first) and when the generator is closed early.
+
+    Raises:
+        PlanError: nothing to train or to train on, or the loss is no number.
+            [train-knob, train-nonfinite]
+        RunError: the checkpoint is damaged or another training's.
+            [checkpoint-damaged, checkpoint-other]
+    """
+    _check(model, train, knobs)
+    rank, world = parallel.join()
+    parallel.from_first_(optim.tensors(model))
+    saved = {**_settings(model, train, spec, knobs), **(settings or {})}
+    state = _State(model, knobs, count=len(train))
+    keeper = _Keeper(checkpoint, every_s, saved)
+    keeper.resume(state)
+    began = time.perf_counter() - state.seconds
+    make = functools.partial(_share, train, spec, knobs, rank, world, state.per_epoch)
+    shares = batches.ahead(make, state.step, state.total)
+    try:
+        while True:
+            loss = state.close_epoch(score, began) if state.epoch_full else None
+            if loss is not None:
+                keeper.write(state)
+                yield state.progress(stage, loss, ended=True)
+            share = next(shares, None)
+            if share is None:
+                break
+            with _uninterrupted():
+                loss = _step(state, objective, share, spec, knobs)
+            if not math.isfinite(loss):
+                raise _nonfinite(loss, state, knobs)
+            state.seconds = time.perf_counter() - began
+            if not state.epoch_full:
+                keeper.write_if_due(state)
+                yield state.progress(stage, loss, ended=False)
+    except (KeyboardInterrupt, GeneratorExit):
+        keeper.write(state)
+        raise
+    finally:
+        shares.close()
+    state.average.give(model)
+
+
+def history(path: Path) -> list[dict[str, Any]]:
+    """Epochs of the training that wrote a checkpoint: `epoch loss val_accuracy seconds` of each.
+
+    Raises:
+        RunError: there is no such file or it is damaged. [checkpoint-damaged]
+    """
+    epochs: list[dict[str, Any]] = kept.facts(path)["history"]
+    return epochs
+
+
+class _State:
+    """What changes while a training runs, all of it kept in a checkpoint."""
+
+    def __init__(self, model: nn.Module, knobs: Knobs, *, count: int) -> None:
+        self.model, self.epochs = model, knobs.epochs
+        self.per_epoch = -(-count // knobs.batch)
+        self.total = knobs.epochs * self.per_epoch
+        self.average = optim.Average(model, decay=knobs.ema)
+        self.optimiser = optim.make(model, weight_decay=knobs.weight_decay)
+        self.device = next(model.parameters()).device
+        self.dtype = precision(self.device)
+        half = self.dtype is torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+        self.step, self.seconds = 0, 0.0
+        self.loss_sum = self.weight_sum = 0.0
+        self.history: list[dict[str, Any]] = []
+
+    @property
+    def epoch_full(self) -> bool:
+        """All steps of an epoch are done and it is not yet in the history."""
+        return self.step == self.per_epoch * (len(self.history) + 1)
+
+    def close_epoch(self, score: Callable[[nn.Module], float | None], began: float) -> float:
+        """The epoch's mean loss, after the first process scored it; it is in the history then."""
+        accuracy = score(self.average.module) if parallel.join()[0] == 0 else None
+        loss = self.loss_sum / self.weight_sum
+        self.seconds = time.perf_counter() - began
+        with _uninterrupted():
+            self.history.append(
+                {
+                    "epoch": len(self.history) + 1,
+                    "loss": loss,
+                    "val_accuracy": accuracy,
+                    "seconds": round(self.seconds, 3),
+                }
+            )
+            self.loss_sum = self.weight_sum = 0.0
+        return loss
+
+    def progress(self, stage: str, loss: float, *, ended: bool) -> Progress:
+        """The Progress of the step just done."""
+        return Progress(
+            stage=stage,
+            step=self.step,
+            steps=self.total,
+            epoch=(self.step - 1) // self.per_epoch + 1,
+            epochs=self.epochs,
+            epoch_ended=ended,
+            loss=loss,
+            score=self.history[-1]["val_accuracy"] if self.history else None,
+            lr=self.optimiser.param_groups[0]["lr"],
+            seconds=self.seconds,
+            eta=self.seconds / self.step * (self.total - self.step),
+        )
+
+
+class _Keeper:
+    """When and where a state is written down; a `path` of None keeps nothing."""
+
+    def __init__(self, path: Path | None, every_s: float, settings: dict[str, Any]) -> None:
+        self.path, self.every_s, self.settings = path, every_s, settings
+        self.written = time.monotonic()
+
+    def write(self, state: _State) -> None:
+        if self.path is None:
+            return
+        facts = {
+            "settings": self.settings,
+            **{name: getattr(state, name) for name in _FACTS},
+            "scaler": state.scaler.state_dict(),
+        }
+        kept.write(self.path, **_objects(state), facts=facts)
+        self.written = time.monotonic()
+
+    def write_if_due(self, state: _State) -> None:
+        if time.monotonic() - self.written >= self.every_s:
+            self.write(state)
+
+    def resume(self, state: _State) -> None:
+        if self.path is None:
+            return
+        facts = kept.read(self.path, **_objects(state), settings=self.settings)
+        if facts is not None:
+            for name in _FACTS:
+                setattr(state, name, facts[name])
+            state.scaler.load_state_dict(facts["scaler"])
+
+
+_FACTS = ("step", "seconds", "loss_sum", "weight_sum", "history")
+
+
+def _objects(state: _State) -> dict[str, Any]:
+    return {"model": state.model, "average": state.average.module, "optimiser": state.optimiser}
+
+
+def _step(state: _State, objective: Objective, share: Share, spec: Spec, knobs: Knobs) -> float:
+    """One optimiser step over the global batch: its loss."""
+    device, rate = state.device, optim.rate(state.step, state.total, knobs.lr, knobs.batch)
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate
+    state.optimiser.zero_grad(set_to_none=True)
+    state.model.train()
+    loss = torch.zeros((), device=device)
+    with _seeded(knobs.seed, state.step, device):
+        for batch in batches.tensors(share, spec, parts=knobs.accumulate, device=device):
+            half = state.dtype is not torch.float32
+            with torch.autocast(device.type, dtype=state.dtype, enabled=half):
+                each = objective(state.model, batch)
+            part = (each.float() * batch.weight).sum() / share.total
+            torch.autograd.backward(state.scaler.scale(part))
+            loss += part.detach()
+    _across_processes(state.model, loss)
+    state.scaler.unscale_(state.optimiser)
+    nn.utils.clip_grad_norm_(state.model.parameters(), optim.CLIP)
+    state.scaler.step(state.optimiser)
+    state.scaler.update()
+    state.average.update(state.step)
+    state.step += 1
+    state.loss_sum += float(loss) * share.total
+    state.weight_sum += share.total
+    return float(loss)
+
+
+def _across_processes(model: nn.Module, loss: Tensor) -> None:
+    """Gradients and loss summed over processes; running statistics averaged, each step."""
+    _, world = parallel.join()
+    if world == 1:
+        return
+    gradients = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            if parameter.grad is None:  # a process whose share of a last, small batch is empty
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    running = [b for b in model.buffers() if b.is_floating_point()]
+    parallel.sum_([*gradients, loss, *running])
+    torch._foreach_div_(running, world)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch draws (dropout, ...) from (seed, step, process); the outer stream is kept."""
+    rank, _ = parallel.join()
+    drawn = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(drawn))
+        yield
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the block's end, so that a checkpoint never holds half a step.
+
+    A second Ctrl-C does not wait. Outside the main thread nothing is interrupted anyway.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def precision(device: torch.device) -> torch.dtype:
+    """What a training computes in there: bfloat16 or float16 on a GPU, float32 on a CPU."""
+    if device.type != "cuda":
+        return torch.float32
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float16
+
+
+def _share(
+    train: Readable, spec: Spec, knobs: Knobs, rank: int, world: int, per_epoch: int, step: int
+) -> Share:
+    """What this process sees of a step: a function of its arguments alone."""
+    epoch, place = divmod(step, per_epoch)
+    chosen = batches.order(len(train), batch=knobs.batch, seed=knobs.seed, epoch=epoch)[place]
+    return batches.share(
+        train,
+        chosen,
+        spec,
+        rank=rank,
+        world=world,
+        class_weights=knobs.class_weights,
+        change=functools.partial(_augmented, knobs, epoch),
+    )
+
+
+def _augmented(knobs: Knobs, epoch: int, images: ImagesU8, index: batches.Ints) -> ImagesU8:
+    if knobs.augment == "none":
+        return images
+    change = augment.strong if knobs.augment == "strong" else augment.weak
+    return change(images, index, seed=knobs.seed, epoch=epoch, flip=knobs.flip)
+
+
+def _check(model: nn.Module, train: Readable, knobs: Knobs) -> None:
+    weights = knobs.class_weights
+    problems = {
+        "the model has no parameter that learns": not any(
+            p.requires_grad for p in model.parameters()
+        ),
+        "the train split is empty, expected images": not len(train),
+    }
+    if len(train) and weights is not None:
+        short = len(weights) <= int(train.labels.max())
+        problems[f"class_weights has {len(weights)} numbers, expected one a class"] = short
+    for problem, found in problems.items():
+        if found:
+            raise PlanError(f"training: {problem}.", code="train-knob")
+
+
+def _settings(model: nn.Module, train: Readable, spec: Spec, knobs: Knobs) -> dict[str, Any]:
+    """What must be the same when a checkpoint is taken up again."""
+    data = hashlib.sha256("\0".join(train.names).encode())
+    data.update(np.asarray(train.labels, np.int64).tobytes())
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {
+        **asdict(knobs),
+        "data": data.hexdigest()[:16],
+        "spec": spec.to_json(),
+        "model shapes": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
+        "starting weights": kept.sizes(model),
+    }
+
+
+def _nonfinite(loss: float, state: _State, knobs: Knobs) -> PlanError:
+    return PlanError(
+        f"training: the loss is {loss} at step {state.step} of {state.total}, expected a number. "
+        f"Lower lr (now {knobs.lr}), or look for images or weights that are not finite.",
+        code="train-nonfinite",
+    )
