@@ -331,7 +331,9 @@ def _unknown_knob(name: str, knob: str, known: Iterable[str]) -> str:
     if knob in NEEDS:
         return f"step {name}: {knob}= is given by the Bench when the plan runs; it is no knob."
     known = list(known)
-    return f"step {name}: unknown knob {knob!r}.{_nearest(knob, known)} Its knobs: {', '.join(known)}."
+    return (
+        f"step {name}: unknown knob {knob!r}.{_nearest(knob, known)} Its knobs: {', '.join(known)}."
+    )
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
@@ -342,7 +344,8 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 def _from_table(entry: Mapping[str, Any], place: int) -> Step:
     if not isinstance(entry.get("do"), str):
         raise PlanError(
-            f'plan: step {place} has no do, expected a line such as do = "prune.channels".', code="plan-toml"
+            f'plan: step {place} has no do, expected a line such as do = "prune.channels".',
+            code="plan-toml",
         )
     knobs = {name: value for name, value in entry.items() if name != "do"}
     for name, value in knobs.items():

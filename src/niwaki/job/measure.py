@@ -1,0 +1,128 @@
+"""What a run measures: scores on val and test, file sizes, and latencies in one interleaved run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from niwaki import evaluate, metrics, runtimes, timing
+from niwaki.cost import Budget, Cost
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from niwaki.job.work import Work
+
+Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+Timing = dict[str, dict[str, Any]]
+
+REFERENCE = "baseline"
+"""The name of the uncompressed float export in every timing: ratios are to it."""
+QUICK, FULL = 9, 31
+"""Rounds of an interleaved run: to steer a search, and for a figure that is reported."""
+AGAIN = 3
+"""A default export that misses its limit by noise is timed at most so many times, all samples counted."""
+
+
+def scores(work: Work, name: str, predict: Callable[[], Predict]) -> dict[str, Any]:
+    """`val` and `test` scores of a predictor and its test predictions, stored as stage `scores-NAME`."""
+
+    def make() -> dict[str, Any]:
+        run, out = predict(), {}
+        for split in ("val", "test"):
+            samples = getattr(work.data, split)
+            probabilities = evaluate.probabilities(run, samples, work.spec)
+            out[split] = work.task.score(probabilities, samples.labels)
+            out[f"predicted_{split}"] = probabilities.argmax(1).tolist()
+        return out
+
+    stored: dict[str, Any] = work.folder.once(f"scores-{name}", make)
+    return stored
+
+
+def module_scores(work: Work, name: str, model: nn.Module) -> dict[str, Any]:
+    """`scores` of a torch model."""
+    return scores(work, name, lambda: evaluate.predictor(model, work.spec, work.task))
+
+
+def file_scores(work: Work, name: str, path: Path) -> dict[str, Any]:
+    """`scores` of an exported file, run on its runtime."""
+    return scores(
+        work, name, lambda: runtimes.load("onnx").open(path, threads=work.arguments.threads)
+    )
+
+
+def flipped(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Share of test predictions that differ between two stages' scores, 0..1."""
+    return metrics.flipped(np.asarray(one["predicted_test"]), np.asarray(other["predicted_test"]))
+
+
+def time_files(
+    work: Work, key: str, paths: Mapping[str, Path], *, until: Callable[[Timing], bool]
+) -> Timing:
+    """For each file `ms` (median), `p90` and `ratio` to `paths["baseline"]`, journaled under `key`.
+
+    Args:
+        until: given the timing so far, whether it can stand; else it goes on, all samples counted.
+    """
+
+    def decide() -> Timing:
+        pooled: dict[str, list[float]] = {}
+        for _ in range(AGAIN):
+            found = interleaved(work, paths, rounds=FULL, pooled=pooled)
+            if until(found):
+                break
+        return found
+
+    found: Timing = work.folder.journal.decide(key, decide)
+    return found
+
+
+def interleaved(
+    work: Work,
+    paths: Mapping[str, Path],
+    *,
+    rounds: int,
+    pooled: dict[str, list[float]] | None = None,
+) -> Timing:
+    """One interleaved run of files, one image a call: `{name: {"ms", "p90", "ratio"}}`.
+
+    Args:
+        pooled: earlier samples by name, which count too; the new ones are added to it.
+    """
+    image = work.data.train.batch([0], work.spec)
+    load = runtimes.load("onnx")
+    calls = {
+        name: _call(load.open(path, threads=work.arguments.threads), image)
+        for name, path in paths.items()
+    }
+    pooled = {} if pooled is None else pooled
+    for name, samples in timing.interleave(calls, rounds=rounds).items():
+        pooled.setdefault(name, []).extend(samples)
+    return _summary(pooled)
+
+
+def _call(session: Predict, image: npt.NDArray[np.uint8]) -> Callable[[], object]:
+    return lambda: session(image)
+
+
+def _summary(pooled: Mapping[str, list[float]]) -> Timing:
+    return {
+        name: {
+            "ms": float(np.median(samples)),
+            "p90": float(np.quantile(samples, 0.9)),
+            "ratio": dict(timing.ratio(samples, pooled[REFERENCE])),
+        }
+        for name, samples in pooled.items()
+    }
+
+
+def got(budget: Budget, cost: Cost, baseline: Cost, timed: Mapping[str, Any] | None) -> float:
+    """A cost in the budget's own terms; a relative latency is the interleaved ratio, not one of medians."""
+    if budget.kind == "latency" and budget.relative and timed is not None:
+        return float(timed["ratio"]["median"])
+    return budget.got(cost, baseline)

@@ -1,0 +1,202 @@
+"""Points of a run: one compressed network each, pruned with proof, recovered, exported, scored, timed and judged."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from niwaki import prune, surgery
+from niwaki.cost import Budget, Cost
+from niwaki.job import baseline as stage
+from niwaki.job import measure
+from niwaki.job.baseline import PRECISIONS, Baseline, export_path
+from niwaki.search import Found
+
+if TYPE_CHECKING:
+    from niwaki.job.widths import Widths
+    from niwaki.job.work import Work
+
+STAGE_OF = {"float32": "distilled", "int8": "int8"}
+"""The stage that a precision of the compressed model is called by."""
+SLACK = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One compressed network and what was found about it.
+
+    Args:
+        scores, costs: by stage: pruned, distilled, int8.
+        default: the precision that is served.
+        drop: the default's loss of val accuracy against the uncompressed model.
+        got: its cost in the budget's own terms.
+    """
+
+    name: str
+    found: Found
+    model: nn.Module
+    artifact: Path
+    scores: dict[str, dict[str, Any]]
+    costs: dict[str, Cost]
+    timing: measure.Timing
+    default: str
+    drop: float
+    got: float
+    proof_error: float | None
+    skipped: tuple[str, ...]
+
+
+def point(work: Work, base: Baseline, widths: Widths, name: str, found: Found) -> Point:
+    """A point made real: pruned with proof, recovered, exported, scored and timed."""
+    pruned, proof = _pruned(work, base, widths, name, found)
+    found = replace(found, keep=proof["keep"], cost=widths.axes.cost(proof["keep"]))
+    model = _recovered(work, base, name, pruned) if found.keep else pruned
+    scores = {
+        "pruned": measure.module_scores(work, f"{name}-pruned", pruned),
+        "distilled": measure.module_scores(work, f"{name}-distilled", model),
+    }
+    artifact = work.folder.path / "points" / f"{name}.niwaki"
+    stage.save(work, artifact, model, extra={"widths": found.keep, "proof_error": proof["error"]})
+    scores["int8"] = measure.file_scores(work, f"{name}-int8", export_path(artifact, "int8"))
+    judged = _judge(work, base, widths, name, found, artifact, scores)
+    return Point(
+        name=name,
+        found=found,
+        model=model,
+        artifact=artifact,
+        scores=scores,
+        proof_error=proof["error"],
+        skipped=tuple(proof["skipped"]),
+        **judged,
+    )
+
+
+def _pruned(
+    work: Work, base: Baseline, widths: Widths, name: str, found: Found
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The smaller model and its proof; groups that fail the proof are left whole and named."""
+    if not found.keep:
+        return copy.deepcopy(base.model), {"keep": {}, "error": None, "skipped": []}
+    made: dict[str, nn.Module] = {}
+
+    def make() -> dict[str, Any]:
+        keep, skipped = dict(found.keep), list[str]()
+        made["small"], error, ok = _proven(base.model, widths, keep)
+        if not ok:
+            skipped = [
+                group for group in keep if not _holds(base.model, widths, {group: keep[group]})
+            ]
+            keep = {group: kept for group, kept in keep.items() if group not in skipped}
+            made["small"], error, _ = _proven(base.model, widths, keep)
+        return {"keep": keep, "error": error, "skipped": skipped}
+
+    proof = work.folder.once(f"{name}-proof", make)
+    if proof["skipped"]:
+        work.folder.note(
+            f"groups that failed the proof were left alone: {', '.join(proof['skipped'])}"
+        )
+    small = made.get("small")
+    return small or surgery.shrink(base.model, widths.axes, proof["keep"]), proof
+
+
+def _proven(
+    model: nn.Module, widths: Widths, keep: dict[str, list[int]]
+) -> tuple[nn.Module, float, bool]:
+    small = surgery.shrink(model, widths.axes, keep)
+    proof = prune.prove(model, small, widths.axes.kept_indices(keep), widths.example)
+    return small, float(proof.error), bool(proof.ok)
+
+
+def _holds(model: nn.Module, widths: Widths, keep: dict[str, list[int]]) -> bool:
+    return _proven(model, widths, keep)[2]
+
+
+def _recovered(work: Work, base: Baseline, name: str, pruned: nn.Module) -> nn.Module:
+    _, after = stage.split_plan(work.plan)
+    if not len(after):
+        return pruned
+    return work.folder.weights(
+        f"{name}-recovered",
+        lambda: copy.deepcopy(pruned),
+        lambda: after.run(pruned, stage.bench(work, base.model, name)),
+    )
+
+
+def _judge(
+    work: Work,
+    base: Baseline,
+    widths: Widths,
+    name: str,
+    found: Found,
+    artifact: Path,
+    scores: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Costs of the point's exports from one interleaved run with the uncompressed ones, and its default."""
+    exports = {precision: export_path(artifact, precision) for precision in PRECISIONS}
+    drops = {p: drop(base.scores, scores[STAGE_OF[p]]) for p in PRECISIONS}
+
+    def default(timing: measure.Timing) -> tuple[str, float]:
+        costs = _costs(found, exports, timing)
+        reference = widths.baseline.with_(ms=timing[measure.REFERENCE]["ms"])
+        got = {
+            p: measure.got(work.budget, costs[p], reference, timing[STAGE_OF[p]])
+            for p in PRECISIONS
+        }
+        times = {p: timing[STAGE_OF[p]]["ms"] for p in PRECISIONS}
+        chosen = choose_default(work.budget, work.arguments.max_drop, drops, got, times)
+        return chosen, got[chosen]
+
+    files_at = {
+        measure.REFERENCE: base.exports["float32"],
+        "unpruned int8": base.exports["int8"],
+        **{STAGE_OF[p]: exports[p] for p in PRECISIONS},
+    }
+    timing = measure.time_files(
+        work, f"timing:{name}", files_at, until=lambda t: default(t)[1] <= work.budget.value
+    )
+    chosen, got = default(timing)
+    costs = _costs(found, exports, timing)
+    return {
+        "costs": {"pruned": costs["float32"], "distilled": costs["float32"], "int8": costs["int8"]},
+        "timing": timing,
+        "default": chosen,
+        "drop": drops[chosen],
+        "got": got,
+    }
+
+
+def _costs(found: Found, exports: Mapping[str, Path], timing: measure.Timing) -> dict[str, Cost]:
+    return {
+        p: found.cost.with_(bytes=path.stat().st_size, ms=timing[STAGE_OF[p]]["ms"])
+        for p, path in exports.items()
+    }
+
+
+def drop(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
+    """Val accuracy lost between two stages' scores; val chooses, test only reports."""
+    return float(before["val"]["accuracy"] - after["val"]["accuracy"])
+
+
+def choose_default(
+    budget: Budget,
+    max_drop: float,
+    drops: Mapping[str, float],
+    got: Mapping[str, float],
+    times: Mapping[str, float],
+) -> str:
+    """The precision that is served: of those whose drop is allowed the fastest that meets the budget.
+
+    Where none meets it, the one closest to it; where no drop is allowed, the smallest drop.
+    """
+    allowed = [p for p in drops if drops[p] <= max_drop + SLACK]
+    if not allowed:
+        return min(drops, key=lambda p: (drops[p], got[p]))
+    meeting = [p for p in allowed if got[p] <= budget.value]
+    if meeting:
+        return min(meeting, key=lambda p: times[p])
+    return min(allowed, key=lambda p: got[p])

@@ -1,0 +1,181 @@
+"""What a run hands out: the result that `fit` returns and the record that its report is drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from niwaki import evaluate, loop, metrics, runtimes, timing
+from niwaki.cost import Cost
+from niwaki.job import measure
+from niwaki.job.baseline import BASELINE, MODEL, Baseline, export_path
+from niwaki.job.points import SLACK, STAGE_OF, Point
+
+if TYPE_CHECKING:
+    from niwaki.job.widths import Widths
+    from niwaki.job.work import Work
+
+WRONG = 12
+"""Most-wrong test images shown in the report."""
+
+
+def result(
+    work: Work, base: Baseline, widths: Widths, points: Sequence[Point], chosen: Point
+) -> dict[str, Any]:
+    """What `fit` returns; see its docstring."""
+    stages = _stages(base, widths, chosen)
+    held = chosen.drop <= work.arguments.max_drop + SLACK
+    return {
+        "artifact": str(work.folder.path / MODEL) if held else None,
+        "baseline": str(work.folder.path / BASELINE),
+        "scores": {name: {s: scores[s] for s in ("val", "test")} for name, _, scores in stages},
+        "cost": {name: cost.to_json() for name, cost, _ in stages},
+        "budget": {
+            "asked": work.budget.text,
+            "got": chosen.got,
+            "met": held and chosen.got <= work.budget.value,
+            "max_drop": work.arguments.max_drop,
+            "coarser": chosen.found.coarser,
+        },
+        "default": STAGE_OF[chosen.default],
+        "flipped": measure.flipped(base.scores, chosen.scores[STAGE_OF[chosen.default]]),
+        "drop": chosen.drop,
+        "proof_error": chosen.proof_error,
+        "points": [{"name": p.name, "got": p.got, "drop": p.drop} for p in points],
+        "notes": list(work.folder.notes),
+    }
+
+
+def _stages(
+    base: Baseline, widths: Widths, point: Point
+) -> list[tuple[str, Cost, Mapping[str, Any]]]:
+    """(name, cost, scores) of every stage, all timed in one interleaved run."""
+    times = point.timing
+    uncompressed = widths.baseline.with_(ms=times[measure.REFERENCE]["ms"])
+    unpruned = widths.baseline.with_(
+        ms=times["unpruned int8"]["ms"], bytes=base.exports["int8"].stat().st_size
+    )
+    return [
+        ("baseline", uncompressed, base.scores),
+        ("pruned", point.costs["pruned"], point.scores["pruned"]),
+        ("distilled", point.costs["distilled"], point.scores["distilled"]),
+        ("int8", point.costs["int8"], point.scores["int8"]),
+        ("unpruned int8", unpruned, base.int8_scores),
+    ]
+
+
+def record(
+    work: Work,
+    base: Baseline,
+    widths: Widths,
+    points: Sequence[Point],
+    chosen: Point,
+    outcome: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """The report's record, as `niwaki.report` describes it."""
+    splits = {split: len(getattr(work.data, split)) for split in ("train", "val", "test")}
+    return {
+        "name": work.folder.path.resolve().name,
+        "data": {"source": Path(work.arguments.source).name, **splits},
+        "model": work.arguments.model,
+        "budget": {**_budget(outcome), "note": "; ".join(work.folder.notes)},
+        "default": outcome["default"],
+        "stages": [
+            {
+                "name": name,
+                "cost": cost.to_json(),
+                "val": scores["val"],
+                "test": scores["test"],
+                "flipped": None if name == "baseline" else measure.flipped(base.scores, scores),
+            }
+            for name, cost, scores in _stages(base, widths, chosen)
+        ],
+        "points": _points(work, base, widths, points, chosen),
+        "widths": layer_widths(base.model, chosen.model),
+        "histories": _histories(work, chosen),
+        **_errors(work, chosen),
+        "proof_error": chosen.proof_error,
+        "machine": {**timing.machine(), "threads": work.arguments.threads},
+        "versions": work.folder.run["versions"],
+        "problems": [
+            {"path": p.path, "code": p.code, "message": p.message} for p in work.data.problems
+        ],
+        "warnings": list(work.data.warnings),
+        "seconds": seconds,
+    }
+
+
+def _budget(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: outcome["budget"][key] for key in ("asked", "got", "met", "max_drop")}
+
+
+def _points(
+    work: Work, base: Baseline, widths: Widths, points: Sequence[Point], chosen: Point
+) -> list[dict[str, Any]]:
+    stages = _stages(base, widths, chosen)
+    shown = [_shown("baseline", stages[0][1], base.scores, "baseline")]
+    shown.append(_shown("unpruned int8", stages[-1][1], base.int8_scores, "not pruned"))
+    for point in points:
+        stage = STAGE_OF[point.default]
+        lossy = point.drop > work.arguments.max_drop + SLACK
+        costly = point.got > work.budget.value
+        outcome = "too lossy" if lossy else "chosen" if point is chosen else "tried"
+        outcome += ", too costly" if costly and not lossy else ""
+        shown.append(_shown(point.name, point.costs[stage], point.scores[stage], outcome))
+    return shown
+
+
+def _shown(name: str, cost: Cost, scores: Mapping[str, Any], outcome: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "cost": cost.to_json(),
+        "accuracy": scores["val"]["accuracy"],
+        "outcome": outcome,
+    }
+
+
+def layer_widths(before: Any, after: Any) -> list[dict[str, Any]]:
+    """Output channels of every convolution and linear layer, before and after, in the network's order."""
+    smaller = dict(after.named_parameters())
+    return [
+        {"layer": name.removesuffix(".weight"), "before": len(p), "after": len(smaller[name])}
+        for name, p in before.named_parameters()
+        if name.endswith("weight") and p.ndim > 1 and name in smaller
+    ]
+
+
+def _histories(work: Work, chosen: Point) -> dict[str, Any]:
+    """Training curves by stage, from the checkpoints that the training steps keep."""
+    paths = {"train": work.folder.stage("train.checkpoint")}
+    recovery = sorted(work.folder.stage(chosen.name).glob("*"))
+    paths |= {path.name.partition("-")[2] or path.name: path for path in recovery}
+    return {name: loop.history(path) for name, path in paths.items() if path.exists()}
+
+
+def _errors(work: Work, chosen: Point) -> dict[str, Any]:
+    """Confusion matrix and most-wrong images of the default export on the test split."""
+    test = work.data.test
+    path = export_path(chosen.artifact, chosen.default)
+    predict = runtimes.load("onnx").open(path, threads=work.arguments.threads)
+    probabilities = evaluate.probabilities(predict, test, work.spec)
+    predicted = probabilities.argmax(1)
+    counts = metrics.confusion(predicted, test.labels, classes=len(work.task.classes))
+    sure = probabilities.max(1) * (predicted != test.labels)
+    worst = [int(i) for i in np.argsort(-sure, kind="stable")[:WRONG] if sure[i] > 0]
+    return {
+        "confusion": {"classes": list(work.task.classes), "counts": counts.tolist()},
+        "wrong": [
+            {
+                "image": test.batch([i], work.spec)[0],
+                "name": test.names[i],
+                "true": work.task.classes[int(test.labels[i])],
+                "predicted": work.task.classes[int(predicted[i])],
+                "probability": float(probabilities[i].max()),
+            }
+            for i in worst
+        ],
+    }

@@ -1,0 +1,150 @@
+"""`fit`: the arguments made whole, the run folder opened, the stages walked, the result kept."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from niwaki import data
+from niwaki.cost import Budget
+from niwaki.errors import BudgetError
+from niwaki.job import work as works
+from niwaki.job.folder import opened
+from niwaki.job.work import Arguments, Work
+from niwaki.lazy import require
+from niwaki.plan import Plan
+from niwaki.tasks import Classify
+
+if TYPE_CHECKING:
+    from niwaki.data import DataSet
+
+EPOCHS = {"digits": 15}
+"""Epochs by source; others get `_EPOCHS`."""
+_EPOCHS, _RECOVERY = 30, 10
+
+
+def fit(
+    source: str | Path = "digits",
+    *,
+    model: Any = None,
+    budget: str = "latency=50%",
+    max_drop: float = 0.01,
+    out: str | Path | None = None,
+    weights: str | Path | None = None,
+    epochs: int | None = None,
+    recover_epochs: int | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    size: int | tuple[int, int] | None = None,
+    pretrained: bool = False,
+    plan: str | Path | Plan | None = None,
+    show: Callable[[Any], object] | None = None,
+) -> dict[str, Any]:
+    """The result of the main job, as JSON data; artifacts, points and report lie in the run folder.
+
+    The same call goes on where an earlier one stopped; a finished run returns its result at once.
+
+    Args:
+        source: what `data.read` takes: a folder, zip, .npz or manifest; `digits` or `cifar10`.
+        model: `timm:NAME`, `niwaki:NAME`, `file.py:function`, a function `(classes=, channels=)`, or an
+            `nn.Module`. Default: `niwaki:small` below 64 pixels, else `timm:resnet18`.
+        budget: `latency=50%`, `latency=4ms`, `macs=40%`, `params=1.2M`, `size=3MB`; a share is what remains.
+        max_drop: val accuracy that may be lost, 0..1.
+        out: the run folder; default `runs/NAME` of the source.
+        weights: a file to start from; with `epochs=0` the model is used as it is.
+        epochs, recover_epochs: of training, and of recovery after pruning (where the plan does not say).
+        seed: of every draw.
+        threads: of the latency that is measured.
+        size: pixels of the model's input, one number or (height, width).
+        pretrained: start from the builder's published weights.
+        plan: a Plan, or the path of one in TOML. Default: prune.channels, then distill.logits.
+        show: called with each training step's `loop.Progress`.
+    Returns:
+        `artifact`, `baseline` (paths); `scores` {stage: {val, test: {accuracy, low, high}}}; `cost` {stage: {macs,
+        params, bytes, ms}}; `budget` {asked, got, met}; `default`, `flipped`, `drop`, `proof_error`, `points`,
+        `notes`. Stages: baseline, pruned, distilled, int8, and unpruned int8 for comparison.
+    Raises:
+        BudgetError: no width costs so little, or no point tried holds the accuracy (exit 3).
+            [budget-unreachable, budget-drop]
+        RunError: the folder is another run's or in use. [run-differs, run-locked, run-damaged, run-foreign]
+        DataError, ModelError, PlanError: what was given cannot be used.
+    """
+    require("torch", extra="train")
+    from niwaki.job.walk import walk
+
+    asked = Budget.parse(budget)
+    read = data.read(source, seed=seed)
+    spec = works.choose_spec(str(source), read, size)
+    epochs = EPOCHS.get(str(source), _EPOCHS) if epochs is None else epochs
+    chosen = works.choose_plan(
+        plan,
+        epochs=_RECOVERY if recover_epochs is None else recover_epochs,
+        seed=seed,
+        flip=read.flip,
+    )
+    model = works.choose_model(spec) if model is None else model
+    arguments = Arguments(
+        source=Path(source).name,
+        model=works.model_name(model),
+        budget=asked.text,
+        max_drop=max_drop,
+        weights=None if weights is None else Path(weights).name,
+        epochs=epochs,
+        seed=seed,
+        threads=threads,
+        size=spec.size_hw,
+        pretrained=pretrained,
+        plan=works.plan_text(chosen),
+        contents=works.contents(weights, model if isinstance(model, str) else None),
+    )
+    path = Path(out) if out is not None else Path("runs") / (Path(source).stem or "run")
+    with opened(path, _identity(arguments, read)) as folder:
+        if folder.result is not None:
+            return _finished(folder.result)
+        with _torch_threads(folder.run["threads"]):
+            fresh, builder = works.builder_of(model, weights, arguments, read, spec)
+            work = Work(
+                arguments=arguments,
+                folder=folder,
+                data=read,
+                spec=spec,
+                task=Classify(read.classes),
+                budget=asked,
+                plan=chosen,
+                fresh=fresh,
+                builder=builder,
+                show=show,
+            )
+            return _finished(walk(work))
+
+
+def _identity(arguments: Arguments, read: DataSet) -> dict[str, Any]:
+    import torch
+
+    return {
+        "arguments": arguments.to_json(),
+        "data": read.fingerprint,
+        "versions": works.versions(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@contextlib.contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Torch on as many threads as the run began with: sums come out the same bits on a resume."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _finished(stored: dict[str, Any]) -> dict[str, Any]:
+    if "error" in stored:
+        raise BudgetError(stored["error"]["message"], code=stored["error"]["code"])
+    return stored

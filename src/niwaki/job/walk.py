@@ -1,0 +1,84 @@
+"""The walk through a run's stages, from its arguments to its result. Needs torch."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from niwaki import files, report
+from niwaki.artifact import Artifact
+from niwaki.job.baseline import MODEL, Baseline, baseline
+from niwaki.job.points import SLACK, Point, point
+from niwaki.job.record import record, result
+from niwaki.job.widths import Widths
+from niwaki.job.work import Work
+
+MILDER = (("milder-1", 1 / 3), ("milder-2", 2 / 3))
+"""Points tried when the one asked for loses too much: the share of removed multiply-adds given back."""
+
+
+def walk(work: Work) -> dict[str, Any]:
+    """All stages in order; result.json comes last and ends the run."""
+    began = time.perf_counter()
+    files.write_json(work.folder.path / "splits.json", work.data.splits_json())
+    files.write_bytes(work.folder.path / "plan.toml", work.arguments.plan.encode())
+    base = baseline(work)
+    widths = Widths(work, base.model, base.exports)
+    points = _points(work, base, widths)
+    held = [item for item in points if item.drop <= work.arguments.max_drop + SLACK]
+    chosen = held[0] if held else min(points, key=lambda item: item.drop)
+    outcome = result(work, base, widths, points, chosen)
+    if held:
+        _deliver(work, chosen, outcome)
+    seconds = time.perf_counter() - began
+    report.build(record(work, base, widths, points, chosen, outcome, seconds), work.folder.path)
+    stored = outcome if held else {"error": _lossy(work, points), **outcome}
+    files.write_json(work.folder.path / "result.json", stored)
+    return stored
+
+
+def _points(work: Work, base: Baseline, widths: Widths) -> list[Point]:
+    """The point asked for and, while the accuracy does not hold, at most two milder ones."""
+    found = widths.find(base.precision, base.timing["baseline"]["ms"])
+    if not found.keep:
+        work.folder.note(
+            "no pruning needed: the uncompressed network's export is within the budget"
+        )
+    if found.coarser:
+        work.folder.note(
+            "channels are coarser than 2 % here: this is the next point below the budget"
+        )
+    points = [point(work, base, widths, "asked", found)]
+    for name, share in MILDER:
+        if points[-1].drop <= work.arguments.max_drop + SLACK or not found.keep:
+            break
+        points.append(point(work, base, widths, name, widths.milder(found, share)))
+    if len(points) > 1:
+        work.folder.note(
+            f"the network asked for loses {points[0].drop:.1%} of val accuracy, more than --max-drop; "
+            f"{len(points) - 1} milder tried"
+        )
+    return points
+
+
+def _deliver(work: Work, chosen: Point, outcome: dict[str, Any]) -> None:
+    """The chosen point's artifact as model.niwaki, with the run's scores and costs in its manifest."""
+    target = work.folder.path / MODEL
+    fresh = work.folder.stage(MODEL)
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(chosen.artifact, fresh)
+    facts = {name: outcome[name] for name in ("scores", "cost", "budget", "proof_error")}
+    Artifact.open(fresh).update(default=chosen.default, **facts)
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
+
+
+def _lossy(work: Work, points: Sequence[Point]) -> dict[str, str]:
+    shown = ", ".join(f"{item.artifact} loses {item.drop:.1%}" for item in points)
+    return {
+        "code": "budget-drop",
+        "message": f"fit: no network tried holds the accuracy within --max-drop {work.arguments.max_drop:.1%} "
+        f"of val: {shown}. The points are kept; allow a larger --max-drop, a milder --budget or more epochs.",
+    }

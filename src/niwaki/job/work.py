@@ -1,0 +1,218 @@
+"""What one run works with: its arguments, data, spec, task, plan and the way to a fresh model."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from niwaki import files
+from niwaki.cost import Budget
+from niwaki.errors import PlanError
+from niwaki.job.folder import Folder
+from niwaki.plan import Plan, Step, default, knobs
+from niwaki.spec import Spec
+from niwaki.tasks import Classify
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from niwaki.data import DataSet, Samples
+
+CALIBRATION = 256
+"""Training images that int8 is calibrated on."""
+SMALL = 64
+"""Below this many pixels the default network is `niwaki:small`."""
+_PACKAGES = ("niwaki", "numpy", "onnx", "onnxruntime", "pillow", "safetensors", "timm", "torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """`fit`'s arguments as its run folder remembers them."""
+
+    source: str
+    model: str
+    budget: str
+    max_drop: float
+    weights: str | None
+    epochs: int
+    seed: int
+    threads: int
+    size: tuple[int, int]
+    pretrained: bool
+    plan: str
+    contents: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """What run.json holds."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """All that the stages share. `fresh()` is the model before any training, the same each time."""
+
+    arguments: Arguments
+    folder: Folder
+    data: DataSet
+    spec: Spec
+    task: Classify
+    budget: Budget
+    plan: Plan
+    fresh: Callable[[], nn.Module]
+    builder: str | Callable[..., nn.Module] | None
+    show: Callable[[Any], object] | None
+
+    @property
+    def calib(self) -> Samples:
+        """The part of the training split that int8 is calibrated on."""
+        return self.data.train.take(CALIBRATION, seed=self.arguments.seed)
+
+    def calibration(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The calibration images, uint8 `[N, H, W, C]`."""
+        calib = self.calib
+        return calib.batch(range(len(calib)), self.spec)
+
+
+def choose_spec(source: str, data: DataSet, size: int | tuple[int, int] | None) -> Spec:
+    """What enters the model: the size asked for, else 16x16 for digits, 224 for photographs, small images as they are."""
+    if size is not None:
+        size_hw = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    elif source == "digits":
+        size_hw = (16, 16)
+    else:
+        size_hw = _natural(data)
+    if source == "digits":
+        return Spec(size_hw=size_hw, mean=(0.5,), std=(0.25,), channels=1)
+    return Spec(size_hw=size_hw)
+
+
+def _natural(data: DataSet) -> tuple[int, int]:
+    """The commonest size of the first training images when it is below 64 pixels, else 224x224."""
+    from niwaki.images import decode
+
+    shapes = []
+    for source in list(data.train.sources)[:32]:
+        image = source if isinstance(source, np.ndarray) else decode(source, channels=3)
+        shapes.append((int(image.shape[0]), int(image.shape[1])))
+    common = max(sorted(set(shapes)), key=shapes.count)
+    return common if max(common) < SMALL else (224, 224)
+
+
+def choose_model(spec: Spec) -> str:
+    """The default network for images of that size."""
+    return "niwaki:small" if max(spec.size_hw) < SMALL else "timm:resnet18"
+
+
+def choose_plan(plan: str | Path | Plan | None, **values: Any) -> Plan:
+    """The plan as it will run: the default or the one given, with `values` for knobs that it leaves open.
+
+    Raises:
+        PlanError: it prunes twice, or is no plan. [plan-shape, plan-file, plan-toml, plan-step, plan-knob]
+    """
+    if plan is None:
+        plan = default()
+    elif not isinstance(plan, Plan):
+        plan = Plan.load(plan)
+    if sum(item.do == "prune.channels" for item in plan) > 1:
+        raise PlanError(
+            "plan: fit turns the budget into the widths of one prune.channels step, got several. "
+            "Keep one, or run the plan yourself: Plan.run.",
+            code="plan-shape",
+        )
+    return Plan(*(_filled(item, values) for item in plan))
+
+
+def _filled(item: Step, values: dict[str, Any]) -> Step:
+    if item.do.startswith("prune."):
+        return item
+    open_ones = {name for name in knobs(item.function) if name not in item.knobs}
+    return item.with_(**{name: value for name, value in values.items() if name in open_ones})
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan as TOML, or in words where it holds functions that are not niwaki's."""
+    try:
+        return plan.to_toml()
+    except PlanError:
+        return "".join(f"# {item.do} {dict(item.knobs)}\n" for item in plan)
+
+
+def model_name(model: Any) -> str:
+    """A model argument as a run remembers it: a name, or a hash where it is a module."""
+    if isinstance(model, str):
+        return model
+    if callable(model) and not hasattr(model, "state_dict"):
+        return f"{model.__module__}:{model.__qualname__}"
+    return f"{type(model).__qualname__}:{state_hash(model)[:16]}"
+
+
+Builder = Callable[..., "nn.Module"]
+
+
+def builder_of(
+    model: Any, weights: str | Path | None, arguments: Arguments, data: DataSet, spec: Spec
+) -> tuple[Callable[[], nn.Module], str | Builder | None]:
+    """`fresh()`, the model before training and the same each time; and what artifacts name as its builder."""
+    import torch
+
+    from niwaki import nets
+
+    sizes = {"classes": len(data.classes), "channels": spec.channels}
+    builder: str | Builder | None
+    make: Builder
+    if isinstance(model, str) and model.partition(":")[0] in ("timm", "niwaki"):
+        builder, make = model, partial(nets.build, model, **sizes, pretrained=arguments.pretrained)
+    elif isinstance(model, str):
+        builder = make = partial(nets.build_user, model, **sizes)
+    elif isinstance(model, torch.nn.Module):
+        builder, make = None, partial(copy.deepcopy, model)
+    else:
+        builder = make = partial(model, **sizes)
+
+    def fresh() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(arguments.seed)
+            made = make()
+        return made if weights is None else nets.load_weights(made, weights)
+
+    return fresh, builder
+
+
+def contents(*paths: str | Path | None) -> dict[str, str]:
+    """SHA-256 of each file an argument names, so that an edited file counts as another argument."""
+    named = [str(path) for path in paths if path is not None]
+    found = {}
+    for name in named:
+        file = Path(name if Path(name).is_file() else name.rpartition(":")[0])
+        if file.is_file():
+            found[file.name] = files.sha256(file)
+    return found
+
+
+def state_hash(model: nn.Module) -> str:
+    """SHA-256 over a model's class name, tensor names and values."""
+    digest = hashlib.sha256(type(model).__qualname__.encode())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """What is installed, of what a run's numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
