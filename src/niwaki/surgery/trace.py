@@ -1,0 +1,133 @@
+"""A model as the flat graph of `torch.export`: functional ATen calls, with parameters by their own names."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+
+from niwaki.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Traced:
+    """An exported model.
+
+    Args:
+        program: functional, not decomposed, batch dynamic where the model allows it.
+        tensors: the tensor behind each placeholder that is a parameter, buffer or constant.
+        names: that placeholder's name in the model (`layer1.0.conv1.weight`).
+        batch: images in the traced example (what a dynamic batch counts as).
+    """
+
+    program: ExportedProgram
+    tensors: dict[str, Tensor]
+    names: dict[str, str]
+    batch: int
+    dynamic: bool
+    inputs: tuple[str, ...] = field(default=())
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The calls in order."""
+        return self.program.graph
+
+
+def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Traced:
+    """The graph of `model` in eval mode. The model is left as it was.
+
+    Args:
+        example: an input `[B, ...]`, or a tuple of inputs. A single image is doubled, so that the batch can
+            stay dynamic.
+    Raises:
+        ModelError: torch.export cannot follow the forward. [model-export]
+    """
+    inputs = example if isinstance(example, tuple) else (example,)
+    inputs = tuple(_doubled(x) for x in inputs)
+    modes = {name: module.training for name, module in model.named_modules()}
+    model.eval()
+    try:
+        program, dynamic = _export(model, inputs)
+    finally:
+        for name, module in model.named_modules():
+            module.training = modes[name]
+    return _traced(program, inputs, dynamic)
+
+
+def _doubled(x: Any) -> Any:
+    return torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim and x.shape[0] == 1 else x
+
+
+def _export(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[ExportedProgram, bool]:
+    shapes = tuple({0: Dim.DYNAMIC} if isinstance(x, Tensor) and x.ndim else None for x in inputs)
+    failures: list[Exception] = []
+    for dynamic in (True, False):
+        try:
+            with quiet():
+                program = torch.export.export(
+                    model, inputs, dynamic_shapes=shapes if dynamic else None, strict=False
+                )
+                return program.run_decompositions({}), dynamic
+        except Exception as error:  # torch.export raises whatever the forward trips over
+            failures.append(error)
+    lines = str(failures[-1]).strip().splitlines() or [type(failures[-1]).__name__]
+    raise ModelError(
+        f"{type(model).__name__}: torch.export cannot follow its forward: {lines[0]}. "
+        "Make the forward free of data-dependent Python control flow, or prune a part of it.",
+        code="model-export",
+    ) from failures[-1]
+
+
+@contextlib.contextmanager
+def quiet() -> Any:
+    """No warnings, log lines or prints from torch's exporter inside the block."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _traced(program: ExportedProgram, inputs: tuple[Any, ...], dynamic: bool) -> Traced:
+    signature = program.graph_signature
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    held = {**dict(program.state_dict), **program.constants}
+    tensors = {node: held[name] for node, name in names.items() if isinstance(held.get(name), Tensor)}
+    batch = next((x.shape[0] for x in inputs if isinstance(x, Tensor) and x.ndim), 1)
+    return Traced(program, tensors, names, batch, dynamic, tuple(signature.user_inputs))
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """A traced tensor's shape with dynamic sizes at their example value."""
+    return tuple(int(getattr(getattr(s, "node", None), "hint", None) or s) for s in value.shape)
+
+
+def source_of(node: fx.Node) -> str:
+    """`file.py:12` of the model's line that made this call, or its module's path."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    if frames:
+        path, line = frames[-1]
+        return f"{'/'.join(path.split('/')[-2:])}:{line}"
+    return owner_of(node) or node.name
+
+
+def owner_of(node: fx.Node) -> str:
+    """Dotted path of the innermost module whose forward made this call ('' for the root)."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values()]
+    return str(paths[-1]) if paths else ""
