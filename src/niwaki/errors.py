@@ -84,6 +84,7 @@ class MissingExtra(NiwakiError, ImportError):
 
 # code -> what it means and what to do. Keep sorted; docs/errors.md lists exactly these.
 CODES: dict[str, str] = {
+    "budget-kind": "niwaki doctor counts: it takes a budget of macs or params. Latency and size are measured by niwaki fit.",
     "budget-syntax": "A budget reads KIND=VALUE: latency=50%, latency=4ms, macs=40%, params=1.2M, size=3MB.",
     "budget-unreachable": "Even the narrowest network allowed costs more than the budget. Ask for more, or lower --min-width.",
     "checkpoint-damaged": "A checkpoint cannot be read. Delete it; training starts again from the model given.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from niwaki.cli.screen import Answer, Out
+from niwaki.cli.screen import Answer, Out, table
 from niwaki.cli.values import positive
 
 
@@ -32,21 +32,9 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
 
 
 def _text(result: dict[str, Any]) -> str:
-    ratio, ms = result["ratio"], result["ms"]
-    low, high = ratio["low"], ratio["high"]
-    verdict = "A is faster" if high < 1 else "A is SLOWER" if low > 1 else "no gain"
     threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
-    return "\n".join(
-        [
-            f"A / B   {ratio['median']:.3f}  (95 % interval {low:.3f} to {high:.3f}): {verdict}",
-            f"A       {_ms(ms['a'])}",
-            f"B       {_ms(ms['b'])}",
-            f"on      {result['cpu']}, {threads}",
-        ]
-    )
-
-
-def _ms(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"{value['median']:.4g} ms  (p90 {value['p90']:.4g} ms)"
-    return f"{value:.4g} ms"
+    rows = [["", "median ms", "p90 ms", "precision"]]
+    for name in ("a", "b"):
+        times = (f"{result[key][name]:.4g}" for key in ("ms", "p90"))
+        rows.append([name.upper(), *times, result["precision"][name]])
+    return "\n".join([result["verdict"], "", table(rows), "", f"{result['cpu']}, {threads}"])

@@ -27,6 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     cut.add_argument(
         "--channels", type=share, metavar="SHARE", help="keep this share of every prunable group"
     )
+    arg("--groups", action="store_true", help="list every group of channels")
     arg("--size", type=size, metavar="N|HxW", help="pixels of the model's input")
 
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     from niwaki import diagnose
 
     value = diagnose.model(args.model, budget=args.budget, channels=args.channels, size=args.size)
-    return Answer(value, _model_text(value))
+    return Answer(value, _model_text(value, groups=args.groups))
 
 
 def machine() -> dict[str, Any]:
@@ -78,22 +79,31 @@ def _machine_text(value: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _model_text(value: dict[str, Any]) -> str:
-    macs = value["macs"]
+def _model_text(value: dict[str, Any], *, groups: bool) -> str:
+    if not value["exported"]:
+        return f"not exported: {value['reason']}"
+    macs, params, error = value["macs"], value["params"], value["proof_error"]
     rows = [
-        ["exported", str(value["exported"]).lower()],
-        ["result", value["result"]],
-        ["prunable", percent(value["prunable"])],
-        ["MACs before", count(macs["before"])],
-        ["MACs asked", count(macs["asked"])],
-        ["MACs after", count(macs["after"])],
-        ["proof error", f"{value['proof_error']:.2g}" if value["proof_error"] is not None else "–"],
-        ["seconds", f"{value['seconds']:.1f}"],
+        ["", "before", "after"],
+        ["MACs", count(macs["before"]), count(macs["after"])],
+        ["params", count(params["before"]), count(params["after"])],
     ]
-    lines = [table(rows)]
-    if value.get("protected"):
-        lines += ["", "protected: " + ", ".join(value["protected"])]
-    if value["unprunable"]:
-        lines += ["", "left alone:"]
-        lines += [f"  {one['operator']}  {one['source']}" for one in value["unprunable"]]
+    proof = "nothing was cut" if error is None else f"proven, error {error:.1g} (at most 1e-4)"
+    kept = value["protected"]
+    lines = [
+        table(rows),
+        "",
+        f"prunable   {percent(value['prunable'])} of the parameters, {len(value['groups'])} groups",
+        f"surgery    {proof}, result: {value['result']}, {value['seconds']:.1f} s",
+        f"protected  input {', '.join(kept['inputs'])}; output and head {_some(kept['whole'])}",
+    ]
+    lines += [f"left alone {name}: {why}" for name, why in value["left"].items()]
+    lines += [f"no rule    {one['operator']}  {one['source']}" for one in value["unprunable"]]
+    if groups:
+        cells = [[g["name"], str(g["before"]), str(g["after"])] for g in value["groups"]]
+        lines += ["", table([["group", "before", "after"], *cells])]
     return "\n".join(lines)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") or "–"

@@ -36,28 +36,48 @@ def errors_page() -> str:
         f"| `{kind.__name__}` | {(kind.__doc__ or '').strip().splitlines()[0]} | {kind.exit_code} |"
         for kind in _kinds(NiwakiError)
     ]
-    return "\n".join([
-        BY, "", "# Errors", "",
-        "A message says what happened where, what came, what was expected and how to mend it. The code in "
-        "brackets is stable: scripts may rely on it. With `--json` a failure is "
-        '`{"error": {"code", "message"}}` on stdout.', "",
-        "| code | meaning and mend |", "|---|---|", *rows, "",
-        "## Classes", "",
-        "All live in `niwaki.errors`; `error.code` holds the code.", "",
-        "| class | meaning | exit code |", "|---|---|---|", *classes, "",
-        "## Exit codes", "",
-        "0 done · 1 user error · 2 usage · 3 budget or parity not met · 4 missing extra · 130 interrupted", "",
-    ])
+    return "\n".join(
+        [
+            BY,
+            "",
+            "# Errors",
+            "",
+            "A message says what happened where, what came, what was expected and how to mend it. The code in "
+            "brackets is stable: scripts may rely on it. With `--json` a failure is "
+            '`{"error": {"code", "message"}}` on stdout.',
+            "",
+            "| code | meaning and mend |",
+            "|---|---|",
+            *rows,
+            "",
+            "## Classes",
+            "",
+            "All live in `niwaki.errors`; `error.code` holds the code.",
+            "",
+            "| class | meaning | exit code |",
+            "|---|---|---|",
+            *classes,
+            "",
+            "## Exit codes",
+            "",
+            "0 done · 1 user error · 2 usage · 3 budget or parity not met · 4 missing extra · 130 interrupted",
+            "",
+        ]
+    )
 
 
 def cli_page() -> str:
     """docs/cli.md: every verb with its arguments, from the parsers themselves."""
     verbs = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
     parts = [
-        BY, "", "# Command line", "",
+        BY,
+        "",
+        "# Command line",
+        "",
         "Results go to stdout, all else to stderr. Every percentage and ratio is the share that "
         "**remains** of the uncompressed model. Exit codes: 0 done, 1 user error, 2 usage, 3 budget or "
-        "parity not met, 4 missing extra, 130 interrupted.", "",
+        "parity not met, 4 missing extra, 130 interrupted.",
+        "",
     ]
     for name in VERBS:
         parts += _verb(name, verbs.choices[name])
@@ -66,10 +86,22 @@ def cli_page() -> str:
 
 def _verb(name: str, verb: argparse.ArgumentParser) -> list[str]:
     says = verb.description or ""
-    rows = [_row(action) for action in verb._actions if not isinstance(action, argparse._HelpAction)]
+    rows = [
+        _row(action) for action in verb._actions if not isinstance(action, argparse._HelpAction)
+    ]
     return [
-        f"## niwaki {name}", "", says[:1].upper() + says[1:], "",
-        "```sh", *EXAMPLES[name], "```", "", "| argument | meaning |", "|---|---|", *rows, "",
+        f"## niwaki {name}",
+        "",
+        says[:1].upper() + says[1:],
+        "",
+        "```sh",
+        *EXAMPLES[name],
+        "```",
+        "",
+        "| argument | meaning |",
+        "|---|---|",
+        *rows,
+        "",
     ]
 
 
