@@ -53,7 +53,7 @@ def order(count: int, *, seed: int, epoch: int) -> Ints:
 def weak(
     images: ImageU8, index: npt.NDArray[np.integer], *, seed: int, epoch: int, flip: bool
 ) -> ImageU8:
-    """The images `[B, H, W, C]`, shifted by up to 12.5 % of a side (reflected border), and mirrored.
+    """The images `[B, H, W, C]` shifted by up to 12.5 % of a side (reflected border) and mirrored.
 
     Args:
         images: uint8 `[B, H, W, C]`, left as they are.

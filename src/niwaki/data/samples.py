@@ -169,8 +169,8 @@ def _quotas(labels: Ints, count: int) -> dict[int, int]:
     quotas = np.floor(shares).astype(np.int64)
     if count >= len(classes):
         quotas = np.maximum(quotas, 1)
-    while quotas.sum() > count:  # the ones lifted to 1 are taken from the richest
-        quotas[np.argmax(quotas - shares)] -= 1
+    while quotas.sum() > count:  # those lifted to 1 are paid for by classes that have more
+        quotas[np.argmax(np.where(quotas > 1, quotas - shares, -np.inf))] -= 1
     while quotas.sum() < count:
         quotas[np.argmax(np.where(quotas < sizes, shares - quotas, -np.inf))] += 1
     return {int(k): int(n) for k, n in zip(classes, quotas, strict=True)}
