@@ -119,8 +119,13 @@ def label(source: Source) -> str:
 
 def printable(text: str) -> str:
     """`text` with control characters and undecodable bytes escaped: safe to show and in JSON."""
-    clean = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in clean)
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # how Python carries a byte of a name that is no UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
 
 
 def to_channels(image: ImageU8, channels: int) -> ImageU8:

@@ -55,7 +55,7 @@ def walk(root: Path, where: str) -> Tree:
         parts = pending.pop()
         try:
             with os.scandir(root.joinpath(*parts)) as entries:
-                found = [(entry.name, entry.is_dir()) for entry in entries]
+                found = [(entry.name, _is_folder(entry)) for entry in entries]
         except OSError as error:
             if not parts:
                 raise DataError(
@@ -78,6 +78,14 @@ def walk(root: Path, where: str) -> Tree:
             if len(child) < _DEPTH:
                 pending.append(child)
     return tree
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Links are followed; one that leads to itself is no folder, and fails as a file later."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def name_of(parts: Iterable[str]) -> str:
