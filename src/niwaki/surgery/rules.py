@@ -423,7 +423,7 @@ def pad(walk: Walk, node: fx.Node) -> Axes:
             out[-back] = None
         else:
             size = sizes[-back]
-            ends = [walk.free(before), (size, axis), walk.free(after)]
+            ends = [(before, walk.free(before)), (size, axis), (after, walk.free(after))]
             out[-back] = join([(n, a) for n, a in ends if n])
     return out
 
