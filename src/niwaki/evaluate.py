@@ -54,15 +54,14 @@ def predictor(model: nn.Module, spec: Spec, task: Task) -> Predictor:
     """A module and its task's head as a predictor; it runs in eval mode and is left as it was."""
     import torch
 
-    from niwaki.batches import normalise
-
     def predict(images: ImagesU8) -> Floats:
         modes = [(module, module.training) for module in model.modules()]
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         model.eval()
         try:
             with torch.inference_mode():
-                found = task.head(model(normalise(images, spec, device=device)))
+                batch = torch.from_numpy(spec.normalise(images)).to(device)
+                found = task.head(model(batch))
         finally:
             for module, training in modes:
                 module.training = training
