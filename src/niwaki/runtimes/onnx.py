@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from niwaki.spec import Spec
     from niwaki.tasks import Task
 
+SUFFIX = "onnx"
 INPUT, OUTPUT = "image", "probabilities"
 PRECISIONS = ("float32", "int8")
 MAX_BYTES = 2**31 - 1  # protobuf's own limit

@@ -33,7 +33,6 @@ from niwaki.spec import Spec
 from niwaki.tasks import Task
 
 OPSET = 20
-PARITY_IMAGES = 8
 
 
 def export(
@@ -53,7 +52,7 @@ def export(
         precision: "float32", or "int8" (static, per channel, u8 activations, s8 weights).
         calib: images uint8 `[N, H, W, C]` that set the ranges of int8; needed for it, and only
             there.
-        prove: compare the file with the model on up to 8 images (`calib`'s, else random ones).
+        prove: compare the file with the model on up to 16 images (`calib`'s, else random ones).
     Raises:
         ModelError: it cannot be exported, or `precision` and `calib` do not fit.
             [export-failed, export-precision, export-calib]
@@ -68,9 +67,9 @@ def export(
         _strip(proto)
     files.write_bytes(path, proto.SerializeToString(deterministic=True))
     if prove:
-        images = calib if calib is not None else parity.noise(spec, PARITY_IMAGES)
+        images = calib if calib is not None else parity.noise(spec, parity.IMAGES)
         parity.check(
-            model, path, spec, task=task, images=images[:PARITY_IMAGES], precision=precision
+            model, path, spec, task=task, images=images[: parity.IMAGES], precision=precision
         )
     return path
 

@@ -23,6 +23,9 @@ from niwaki.errors import ParityError
 from niwaki.spec import Spec
 from niwaki.tasks import Task
 
+IMAGES = 16
+"""Images that an export is compared on: enough to show a wrong file, few enough to cost no time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:

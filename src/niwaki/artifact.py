@@ -1,0 +1,335 @@
+"""Artifact: the folder that is deployed. What it is made of: docs/artifact.md.
+
+    NAME.niwaki/
+        niwaki.json            what it is: format, spec, task, builder, structure, plan, costs,
+        scores, versions weights.safetensors    parameters and buffers by name
+        graph.json             only without a builder: the graph, over allow-listed operators
+        exports/onnx/*.onnx    what runtimes run
+        SHA256SUMS             of every file above
+
+Opening reads JSON and checksums; no torch, no pickle, no code from the folder. `model()` rebuilds
+the float module and needs niwaki[train]; `session()` needs numpy and onnxruntime.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from niwaki import files, runtimes, sealed
+from niwaki import manifest as manifests
+from niwaki.errors import ArtifactError, ModelError, UnsafeArtifact
+from niwaki.lazy import require
+from niwaki.manifest import ALLOWED, GRAPH, MANIFEST, WEIGHTS
+from niwaki.spec import Spec
+from niwaki.tasks import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_BY_NAME = re.compile(r"(timm|niwaki):[A-Za-z0-9_.-]+")
+
+Builder = Callable[[], "nn.Module"]
+
+
+class Artifact:
+    """An opened artifact; it stays as it is on disk until `export` or `update` replaces it.
+
+    `path`, `manifest` (the JSON of niwaki.json), `spec` and `task` describe it.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], spec: Spec, task: Task) -> None:
+        self.path, self.manifest, self.spec, self.task = path, manifest, spec, task
+
+    @classmethod
+    def open(cls, path: str | Path) -> Artifact:
+        """The artifact in a folder, after all its checksums were found right. Loads no torch.
+
+        Raises:
+            ArtifactError: it is damaged, incomplete, of another version, or none. [artifact-*]
+            UnsafeArtifact: it holds what does not belong there. [artifact-extra, artifact-link]
+        """
+        path = Path(path)
+        present = sealed.check(path, ALLOWED)
+        for name in (MANIFEST, WEIGHTS):
+            if name not in present:
+                raise ArtifactError(f"{path.name}: {name} is missing.", code="artifact-incomplete")
+        manifest = manifests.parse_json(present[MANIFEST], f"{path.name}/{MANIFEST}")
+        spec, task = manifests.described(path, manifest, present.keys())
+        return cls(path, manifest, spec, task)
+
+    @classmethod
+    def save(
+        cls,
+        path: str | Path,
+        model: nn.Module,
+        *,
+        spec: Spec,
+        task: Task,
+        builder: str | None = None,
+        fresh: nn.Module | None = None,
+        plan: Any = None,
+        extra: dict[str, Any] | None = None,
+    ) -> Artifact:
+        """Writes a model as an artifact without exports; one that is there already is replaced
+        whole.
+
+        Args:
+            builder: what makes the model before surgery: "timm:NAME" or "niwaki:NAME", or
+                "file.py:function", which loads only where the caller passes the function. None:
+                the graph itself is saved.
+            fresh: what the builder makes, where the caller has it at hand.
+            plan, extra: JSON kept in the manifest.
+        Raises:
+            ModelError: the model is no resized form of what the builder makes, or its graph has an
+                operator that is not allowed. [difference-unsupported, program-operator,
+                artifact-structure]
+        """
+        from niwaki.surgery import difference
+
+        contents: dict[str, bytes | Path] = {}
+        if builder is not None and fresh is None:
+            fresh = _fresh(builder, spec, task)
+        structure, graph, tensors = _structure(model, spec, fresh)
+        manifest = manifests.fields({**(extra or {}), "plan": plan})
+        manifest |= {
+            "format": manifests.FORMAT,
+            "spec": spec.to_json(),
+            "task": task.to_json(),
+            "builder": builder,
+            "structure": structure,
+            "exports": {},
+            "versions": manifests.versions(),
+        }
+        if graph is not None:
+            contents[GRAPH] = files.dump_json(graph)
+        contents[WEIGHTS] = difference.to_bytes(tensors)
+        contents[MANIFEST] = files.dump_json(manifest)
+        sealed.write(Path(path), contents)
+        saved = cls.open(path)
+        _prove_reload(saved, model, fresh)
+        return saved
+
+    @property
+    def exports(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """What was exported: {runtime: {precision: {"file", "bytes", "parity"}}}."""
+        exports: dict[str, dict[str, dict[str, Any]]] = self.manifest["exports"]
+        return exports
+
+    @property
+    def default(self) -> str:
+        """The precision that `session` runs when none is asked for."""
+        return str(self.manifest.get("default", "float32"))
+
+    def model(self, builder: Builder | None = None) -> nn.Module:
+        """The float module, bit for bit the one that was saved, in the same mode. Needs
+        niwaki[train].
+
+        Args:
+            builder: makes the model before surgery; needed when the artifact names a file, whose
+                code is never run from here.
+        Raises:
+            UnsafeArtifact: it was made by own code, and no `builder` came. [artifact-builder]
+            ArtifactError: weights and structure do not fit. [artifact-weights, difference-mismatch]
+        """
+        require("torch", extra="train")
+        return _load(self, builder)
+
+    def export(
+        self,
+        runtime: str = "onnx",
+        *,
+        precision: str = "float32",
+        calib: npt.NDArray[np.uint8] | None = None,
+        builder: Builder | None = None,
+    ) -> Path:
+        """The path of a new export, which was compared with the model; its figures are in
+        `exports`.
+
+        Args:
+            calib: images uint8 `[N, H, W, C]`, needed by int8.
+        Raises:
+            ModelError, ParityError: see runtimes.onnx_export.
+        """
+        made = runtimes.load(runtime)
+        parity = require("niwaki.runtimes.parity", extra="train")
+        model = self.model(builder)
+        name = f"exports/{runtime}/{precision}.{made.SUFFIX}"
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{precision}.{made.SUFFIX}"
+            made.export(
+                model,
+                self.spec,
+                file,
+                task=self.task,
+                precision=precision,
+                calib=calib,
+                prove=False,
+            )
+            images = parity.noise(self.spec, parity.IMAGES) if calib is None else calib
+            found = parity.check(
+                model,
+                file,
+                self.spec,
+                task=self.task,
+                images=images[: parity.IMAGES],
+                precision=precision,
+                runtime=runtime,
+            )
+            entry = {"file": name, "bytes": file.stat().st_size, "parity": found.to_json()}
+            exports = {k: dict(v) for k, v in self.exports.items()}
+            exports.setdefault(runtime, {})[precision] = entry
+            self._replace({"exports": exports}, {name: file.read_bytes()})
+        return self.path / name
+
+    def session(
+        self, runtime: str = "onnx", *, precision: str | None = None, threads: int = 1
+    ) -> runtimes.Predictor:
+        """A predictor, uint8 `[N, H, W, C]` to float32 `[N, K]`, of an export. Loads no torch.
+
+        Args:
+            precision: the export to run; None is the artifact's `default`.
+        Raises:
+            ArtifactError: it holds no such export. [artifact-export]
+        """
+        made = runtimes.load(runtime)
+        held = self.exports.get(runtime, {})
+        wanted = precision or self.default
+        if wanted not in held:
+            raise ArtifactError(
+                f"{self.path.name}: has no {runtime} export of precision {wanted!r}, it has "
+                f"{sorted(held) or 'none'}. Add it: niwaki export {self.path.name} --precision "
+                f"{wanted}.",
+                code="artifact-export",
+            )
+        session = made.open(self.path / held[wanted]["file"], threads=threads)
+        got = (*session.size_hw, session.channels, session.classes)
+        if got != (*self.spec.size_hw, self.spec.channels, len(self.task.classes)):
+            raise ArtifactError(
+                f"{self.path.name}: its {wanted} export takes and gives {got} (height, width, "
+                "channels, classes), "
+                "its manifest says otherwise. Export it again.",
+                code="artifact-export",
+            )
+        predictor: runtimes.Predictor = session
+        return predictor
+
+    def update(self, **fields: Any) -> Artifact:
+        """The same artifact with these fields of its manifest set; they are JSON, such as costs or
+        scores.
+
+        Raises:
+            ArtifactError: a field is niwaki's own, or is no JSON. [artifact-field]
+        """
+        self._replace(manifests.fields(fields), {})
+        return self
+
+    def _replace(self, fields: dict[str, Any], contents: dict[str, bytes]) -> None:
+        """The folder written again as a whole, unchanged files shared with the old one."""
+        present = sealed.check(self.path, ALLOWED)
+        manifest = {**self.manifest, **fields}
+        whole: dict[str, bytes | Path] = {**present, **contents}
+        whole[MANIFEST] = files.dump_json(manifest)
+        sealed.write(self.path, whole)
+        self.manifest = manifest
+
+
+def _structure(
+    model: nn.Module, spec: Spec, fresh: nn.Module | None
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, Any]]:
+    """(difference, graph, tensors): what is saved of a model; without `fresh` the graph, else the
+    difference."""
+    from niwaki.surgery import difference
+
+    if fresh is not None:
+        return difference.diff(fresh, model), None, difference.tensors(model)
+    import torch
+
+    from niwaki.surgery import program
+
+    graph, tensors = program.save(model, torch.from_numpy(spec.example(2)))
+    return None, graph, tensors
+
+
+def _fresh(builder: str, spec: Spec, task: Task) -> nn.Module:
+    """What a builder makes before surgery. Its random weights are drawn apart from the caller's
+    seed."""
+    import torch
+
+    from niwaki import nets
+
+    make = nets.build if _BY_NAME.fullmatch(builder) else nets.build_user
+    with torch.random.fork_rng(devices=[]):
+        return make(builder, classes=len(task.classes), channels=spec.channels)
+
+
+def _load(artifact: Artifact, builder: Builder | None) -> nn.Module:
+    from niwaki.surgery import difference
+
+    values = _weights(artifact)
+    name = artifact.manifest["builder"]
+    if name is None:
+        from niwaki.surgery import program
+
+        graph = manifests.parse_json(artifact.path / GRAPH, f"{artifact.path.name}/{GRAPH}")
+        return program.load(graph, values)
+    model = _built(artifact, name, builder)
+    structure = artifact.manifest["structure"]
+    difference.check_sizes(structure, values)
+    difference.patch(model, structure)
+    difference.load(model, values)
+    return model
+
+
+def _built(artifact: Artifact, name: str, builder: Builder | None) -> nn.Module:
+    if builder is not None:
+        return builder()
+    if _BY_NAME.fullmatch(name):
+        return _fresh(name, artifact.spec, artifact.task)
+    raise UnsafeArtifact(
+        f"{artifact.path.name}: was built by {name[:100]!r}, and code named by a file is not run. "
+        "Pass the "
+        "function or class that makes the model: .model(builder=...).",
+        code="artifact-builder",
+    )
+
+
+def _weights(artifact: Artifact) -> dict[str, Any]:
+    """The tensors of weights.safetensors by name."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(artifact.path / WEIGHTS))
+    except (SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
+        raise ArtifactError(
+            f"{artifact.path.name}/{WEIGHTS}: cannot be read ({str(error)[:120]}). Fetch or make "
+            "the artifact "
+            "again.",
+            code="artifact-weights",
+        ) from error
+
+
+def _prove_reload(saved: Artifact, model: nn.Module, fresh: nn.Module | None) -> None:
+    """Raises if what was saved does not give the same outputs again, bit for bit."""
+    import torch
+
+    again = saved.model(builder=(lambda: copy.deepcopy(fresh)) if fresh is not None else None)
+    example = torch.from_numpy(saved.spec.example(1))
+    with torch.no_grad():
+        one, other = (copy.deepcopy(m).cpu().float().eval()(example) for m in (model, again))
+    if not torch.equal(one, other):
+        raise ModelError(
+            "the saved model does not give the same outputs when it is loaded: it holds something "
+            "that is "
+            "neither a parameter nor a buffer nor a plain number. Save it with builder=None, as "
+            "its graph.",
+            code="artifact-structure",
+        )
