@@ -39,7 +39,7 @@ class Found:
     """Widths that meet a budget.
 
     Args:
-        keep: kept atoms of every group; empty when nothing has to go.
+        keep: kept atoms of each group that gets smaller; empty when nothing has to go.
         cost: counted macs and params.
         got: the cost in the budget's own terms, a share, count, bytes or ms.
         multiple: widths are multiples of this where the group allows it.
@@ -145,6 +145,8 @@ class _Space:
             if count >= limit * (1 - WITHIN / 4):
                 break
             wider = {**keep, name: sorted([*keep[name], *block])}
+            if len(wider[name]) == len(self.scores[name]):
+                del wider[name]  # whole again
             wider_count = self.of(wider)
             if wider_count <= limit:
                 keep, count = wider, wider_count
@@ -229,11 +231,15 @@ class _Measured:
         if start.got <= self.budget.value:
             return self._done(start)
         multiple = self._like(self._first(start.got))
+        finer = [m for m in self.multiples if m < multiple]
         while len(self.tried) <= EXPORTS and not self._close():
             keep = self._next(multiple)
-            if keep is None:
+            if keep is not None:
+                self._try(keep, multiple)
+            elif finer:  # blocks this wide are too coarse to come within 2 %
+                multiple = finer.pop(0)
+            else:
                 break
-            self._try(keep, multiple)
         return self._done(self._best(multiple))
 
     def _try(self, keep: Keep, multiple: int) -> Found:
@@ -267,8 +273,8 @@ class _Measured:
         return any(asked * (1 - WITHIN) <= found.got <= asked for found in self.tried)
 
     def _line(self, multiple: int) -> list[tuple[float, float]]:
-        """(count, got) of what may be compared: the start and the tries of this multiple, by count."""
-        points = {self._count(f): f.got for f in self.tried if not f.keep or f.multiple == multiple}
+        """(count, got) of what may be compared: the start and tries at least as aligned, by count."""
+        points = {self._count(f): f.got for f in self.tried if not f.keep or f.multiple >= multiple}
         return sorted(points.items())
 
     def _next(self, multiple: int) -> Keep | None:

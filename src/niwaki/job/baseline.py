@@ -6,7 +6,6 @@ stored weights, so a resumed run walks on with the same bits.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 from niwaki import runtimes, train
 from niwaki.artifact import Artifact
 from niwaki.job import measure
+from niwaki.job.work import by_name
 from niwaki.plan import Bench, Plan
 
 if TYPE_CHECKING:
@@ -150,8 +150,9 @@ def save(
 ) -> None:
     """An artifact with its exports, written once; one that a crash left half made is made again."""
 
+    own = work.builder is not None and not by_name(work.builder)
+
     def make() -> dict[str, Any]:
-        shutil.rmtree(path, ignore_errors=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         artifact = Artifact.save(
             path,
@@ -159,12 +160,14 @@ def save(
             spec=work.spec,
             task=work.task,
             builder=work.builder,
+            fresh=work.fresh() if own else None,
             plan=work.arguments.plan,
             extra=extra,
         )
         for precision in precisions:
             calib = work.calibration() if precision == "int8" else None
-            artifact.export("onnx", precision=precision, calib=calib)
+            builder = work.fresh if own else None
+            artifact.export("onnx", precision=precision, calib=calib, builder=builder)
         return {"artifact": path.name}
 
     work.folder.once(f"saved-{path.stem}", make)

@@ -24,6 +24,8 @@ REFERENCE = "baseline"
 """The name of the uncompressed float export in every timing: ratios are to it."""
 QUICK, FULL = 9, 31
 """Rounds of an interleaved run: to steer a search, and for a figure that is reported."""
+SAMPLE_MS = 200.0
+"""A sample longer than this gains nothing: the clock's noise is far below it."""
 AGAIN = 3
 """A default export that misses its limit by noise is timed at most so many times, all samples counted."""
 
@@ -101,9 +103,17 @@ def interleaved(
         for name, path in paths.items()
     }
     pooled = {} if pooled is None else pooled
-    for name, samples in timing.interleave(calls, rounds=rounds).items():
-        pooled.setdefault(name, []).extend(samples)
+    taken = timing.interleave(calls, rounds=rounds, calls_per_sample=_calls(calls))
+    for name, samples in taken.items():
+        pooled.setdefault(name, []).extend(map(float, samples))
     return _summary(pooled)
+
+
+def _calls(calls: Mapping[str, Callable[[], object]]) -> int:
+    """Calls a sample: 100, fewer where that would take longer than a sample needs to be sure."""
+    once = timing.interleave(calls, rounds=3, calls_per_sample=3, warmup=2)
+    slowest = max(float(np.median(samples)) for samples in once.values())
+    return max(3, min(100, round(SAMPLE_MS / slowest)))
 
 
 def _call(session: Predict, image: npt.NDArray[np.uint8]) -> Callable[[], object]:

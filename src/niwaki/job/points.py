@@ -48,7 +48,6 @@ class Point:
     drop: float
     got: float
     proof_error: float | None
-    skipped: tuple[str, ...]
 
 
 def point(work: Work, base: Baseline, widths: Widths, name: str, found: Found) -> Point:
@@ -71,7 +70,6 @@ def point(work: Work, base: Baseline, widths: Widths, name: str, found: Found) -
         artifact=artifact,
         scores=scores,
         proof_error=proof["error"],
-        skipped=tuple(proof["skipped"]),
         **judged,
     )
 
@@ -81,39 +79,22 @@ def _pruned(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The smaller model and its proof; groups that fail the proof are left whole and named."""
     if not found.keep:
-        return copy.deepcopy(base.model), {"keep": {}, "error": None, "skipped": []}
+        return copy.deepcopy(base.model), {"keep": {}, "error": None, "left": {}}
     made: dict[str, nn.Module] = {}
 
     def make() -> dict[str, Any]:
-        keep, skipped = dict(found.keep), list[str]()
-        made["small"], error, ok = _proven(base.model, widths, keep)
-        if not ok:
-            skipped = [
-                group for group in keep if not _holds(base.model, widths, {group: keep[group]})
-            ]
-            keep = {group: kept for group, kept in keep.items() if group not in skipped}
-            made["small"], error, _ = _proven(base.model, widths, keep)
-        return {"keep": keep, "error": error, "skipped": skipped}
+        cut = prune.cut(base.model, widths.axes, found.keep, example=widths.example)
+        made["small"] = cut.model
+        return {"keep": cut.keep, "error": cut.error, "left": cut.left}
 
     proof = work.folder.once(f"{name}-proof", make)
-    if proof["skipped"]:
-        work.folder.note(
-            f"groups that failed the proof were left alone: {', '.join(proof['skipped'])}"
+    for group, reason in proof["left"].items():
+        work.folder.note(f"{group} failed the proof of surgery and was left whole: {reason}")
+    if "small" not in made:
+        made["small"] = surgery.shrink(
+            base.model, widths.axes, proof["keep"], example=widths.example
         )
-    small = made.get("small")
-    return small or surgery.shrink(base.model, widths.axes, proof["keep"]), proof
-
-
-def _proven(
-    model: nn.Module, widths: Widths, keep: dict[str, list[int]]
-) -> tuple[nn.Module, float, bool]:
-    small = surgery.shrink(model, widths.axes, keep)
-    proof = prune.prove(model, small, widths.axes.kept_indices(keep), widths.example)
-    return small, float(proof.error), bool(proof.ok)
-
-
-def _holds(model: nn.Module, widths: Widths, keep: dict[str, list[int]]) -> bool:
-    return _proven(model, widths, keep)[2]
+    return made["small"].eval(), proof
 
 
 def _recovered(work: Work, base: Baseline, name: str, pruned: nn.Module) -> nn.Module:

@@ -99,7 +99,11 @@ def record(
         "histories": _histories(work, chosen),
         **_errors(work, chosen),
         "proof_error": chosen.proof_error,
-        "machine": {**timing.machine(), "threads": work.arguments.threads},
+        "machine": {
+            "cpu": timing.cpu(),
+            "isa": timing.isa(),
+            "threads": work.arguments.threads,
+        },
         "versions": work.folder.run["versions"],
         "problems": [
             {"path": p.path, "code": p.code, "message": p.message} for p in work.data.problems

@@ -141,7 +141,9 @@ def _knobs(item: Step | None) -> dict[str, Any]:
 
     knobs = plan.knobs("prune.channels")
     given = dict(item.knobs) if item is not None else {}
-    return {**knobs, "ratio": None, "multiple": None, **given}
+    knobs = {**knobs, "ratio": None, "multiple": None, **given}
+    knobs["keep"] = knobs.pop("widths")
+    return knobs
 
 
 def _digest(keep: Keep) -> str:

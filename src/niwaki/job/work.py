@@ -68,7 +68,7 @@ class Work:
     budget: Budget
     plan: Plan
     fresh: Callable[[], nn.Module]
-    builder: str | Callable[..., nn.Module] | None
+    builder: str | None
     show: Callable[[Any], object] | None
 
     @property
@@ -160,23 +160,23 @@ Builder = Callable[..., "nn.Module"]
 
 def builder_of(
     model: Any, weights: str | Path | None, arguments: Arguments, data: DataSet, spec: Spec
-) -> tuple[Callable[[], nn.Module], str | Builder | None]:
+) -> tuple[Callable[[], nn.Module], str | None]:
     """`fresh()`, the model before training and the same each time; and what artifacts name as its builder."""
     import torch
 
     from niwaki import nets
 
     sizes = {"classes": len(data.classes), "channels": spec.channels}
-    builder: str | Builder | None
+    builder: str | None
     make: Builder
-    if isinstance(model, str) and model.partition(":")[0] in ("timm", "niwaki"):
+    if isinstance(model, str) and by_name(model):
         builder, make = model, partial(nets.build, model, **sizes, pretrained=arguments.pretrained)
     elif isinstance(model, str):
-        builder = make = partial(nets.build_user, model, **sizes)
+        builder, make = Path(model).name, partial(nets.build_user, model, **sizes)
     elif isinstance(model, torch.nn.Module):
         builder, make = None, partial(copy.deepcopy, model)
     else:
-        builder = make = partial(model, **sizes)
+        builder, make = model_name(model), partial(model, **sizes)
 
     def fresh() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -185,6 +185,11 @@ def builder_of(
         return made if weights is None else nets.load_weights(made, weights)
 
     return fresh, builder
+
+
+def by_name(builder: str | None) -> bool:
+    """Whether an artifact may call this builder by its name: `timm:` and niwaki's own."""
+    return builder is not None and builder.partition(":")[0] in ("timm", "niwaki")
 
 
 def contents(*paths: str | Path | None) -> dict[str, str]:
