@@ -83,7 +83,8 @@ def decode(source: Source, *, channels: int, name: str | None = None) -> ImageU8
         except DataError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
-            raise _oversized(name, str(error) or "it does not fit in memory") from error
+            what = str(error).split(", could")[0] or "it does not fit in memory"
+            raise _oversized(name, what) from error
         except UnidentifiedImageError as error:
             raise _unidentified(content, name) from error
         # Pillow's decoders raise whatever a damaged byte leads them to: SyntaxError, KeyError, ...

@@ -151,7 +151,7 @@ def must_fail() -> dict[str, bytes]:
         "ppm zero": b"P6\n0 0\n255\n",
         "ppm maxval": b"P6\n4 4\n70000\n" + bytes(96),
         "pfm": b"Pf\n2 2\n-1.0\n" + np.ones(4, "<f4").tobytes(),
-        "xbm huge": b"#define a_width 99999\n#define a_height 99999\nstatic char a_bits[] = {\n0x0};",
+        "xbm huge": b"#define a_width 99999\n#define a_height 99999\nstatic char a_bits[] = {0x0};",
         "tiff no entries": b"II*\0\x08\0\0\0\0\0\0\0\0\0",
         "tiff loop": b"II*\0\x08\0\0\0\0\0\x08\0\0\0",
         "tiff far directory": b"II*\0\xff\xff\xff\xff",
@@ -207,7 +207,7 @@ def test_every_broken_file_is_refused_with_a_code() -> None:
         codes.add(result.code)
         if "bomb" in name and "text" not in name:
             assert result.code in ("image-oversized", "image-corrupt"), name
-    assert codes == {"image-corrupt", "image-oversized", "image-unsupported"} | codes
+    assert codes == {"image-corrupt", "image-oversized", "image-unsupported"}
 
 
 def test_flipped_bits_give_pixels_or_a_code() -> None:
