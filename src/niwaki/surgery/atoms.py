@@ -9,6 +9,8 @@ safe: it only makes pruning coarser, never wrong.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,6 +26,7 @@ class Atoms:
         self._parent = np.zeros(1024, dtype=np.int64)
         self._count = 1
         self._stands_for: dict[int, tuple[int, ...]] = {}
+        self.factors: list[tuple[Axis, Axis]] = []  # axes whose product is one axis
 
     def fresh(self, size: int) -> Axis:
         """An axis of `size` new atoms; None for a size of 1, which is never pruned."""
@@ -190,6 +193,7 @@ class Atoms:
             else:
                 row = tuple(int(fresh[d][place[d], 0]) for d in varies)  # type: ignore[index]
                 self._tie_rows((int(grid[place]),), row)
+        self.factors += itertools.combinations(fresh.values(), 2)
         return [(d, new[:, 0]) for d, new in fresh.items() if new is not None]
 
 

@@ -35,8 +35,8 @@ class Group:
         name: the first parameter axis that the atoms are part of, such as `layer1.0.conv1.weight:0`.
         atoms: their numbers, in the order of that axis.
         members: every (parameter, axis) that loses indices with them.
-        secondary: the smaller factor of an axis that has two (channels of a group of a grouped
-            convolution); left whole unless asked for.
+        secondary: the smaller factor of an axis that is a product of two (heads and head size, groups and
+            channels of a group); left whole unless asked for, so that half the channels means half.
     """
 
     name: str
@@ -67,7 +67,6 @@ class Walk:
     axes: dict[fx.Node, Any] = field(default_factory=dict)
     products: list[_Product] = field(default_factory=list)
     blocked: list[tuple[fx.Node, list[Axis]]] = field(default_factory=list)
-    pairs: list[tuple[Axis, Axis]] = field(default_factory=list)
     shared: dict[Any, list[Axis]] = field(default_factory=dict)
 
     def tensors_of(self, node: fx.Node) -> list[fx.Node]:
@@ -85,7 +84,7 @@ class Walk:
     def factors(self, outer: Axis, inner: Axis) -> None:
         """Note that one axis is the product of two, of which pruning takes the finer by default."""
         if outer is not None and inner is not None:
-            self.pairs.append((outer, inner))
+            self.atoms.factors.append((outer, inner))
 
     def unprunable(self, node: fx.Node, touched: list[Axis]) -> None:
         """Note an operator without a rule, and the axes it keeps whole."""
@@ -207,7 +206,7 @@ class Axes:
     def _smaller_factors(self) -> set[int]:
         """Atoms of the factor with fewer of them, wherever an axis is a product of two."""
         out: set[int] = set()
-        for pair in self._walk.pairs:
+        for pair in self._walk.atoms.factors:
             outer, inner = (self._numbers(axis) for axis in pair)
             if outer and inner and not outer & inner:
                 out |= min(outer, inner, key=len)
