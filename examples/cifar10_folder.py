@@ -4,7 +4,7 @@
     python examples/cifar10_folder.py cifar-10-batches-bin ~/data/cifar10
     export NIWAKI_DATA=~/data
 
-Each record of a .bin file is one byte of label and 3072 of pixels (red, green, blue planes, 32 x 32).
+Each record of a .bin file is a byte of label and 3072 of pixels: red, green, blue planes, 32 x 32.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def test_given_splits_are_respected_and_missing_ones_are_cut_from_train(tmp_path
 
 
 def test_layout_errors(tmp_path: Path) -> None:
-    assert error_of(tmp_path / "none").code == "data-missing"
+    assert error_of(tmp_path / "none").code == error_of("").code == "data-missing"
     assert "digits" in str(error_of(tmp_path / "none"))
     (tmp_path / "void").mkdir()
     assert error_of(tmp_path / "void").code == "data-empty"
@@ -210,6 +210,8 @@ def test_stored_splits_are_made_again_or_refused(tmp_path: Path) -> None:
     error = error_of(tmp_path, splits=stored)
     assert error.code == "data-changed"
     assert "x/000.png" in str(error) and "x/new.png" in str(error)
+    for damaged in ({}, {"train": []}, stored | {"val": None}, stored | {"test": "x/001.png"}):
+        assert error_of(tmp_path, splits=damaged).code == "data-changed"
 
 
 def zipped(path: Path, entries: dict[str, bytes]) -> Path:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from niwaki import images, lazy
 from niwaki.data.listing import Listing, Record
 from niwaki.errors import DataError
+from niwaki.images import printable
 
 ImageU8 = npt.NDArray[np.uint8]
 
@@ -41,12 +42,7 @@ def cifar10() -> Listing:
     """
     folder = _folder()
     found = Listing(where="cifar10", given={"train", "test"})
-    try:
-        with np.load(folder / "labels.npz", allow_pickle=False) as labels:
-            found.classes = tuple(labels["class_names"].tolist())
-            targets = {split: labels[f"{split}_y"] for split in ("train", "test")}
-    except Exception as error:
-        raise DataError(f"cifar10: labels.npz is damaged ({error}).", code="data-npz") from error
+    found.classes, targets = _labels(folder / "labels.npz")
     for split, target in targets.items():
         pixels = _sheets(folder, split, len(target))
         found.records += _records(split, pixels, target, found.classes, split)
@@ -68,20 +64,35 @@ def _folder() -> Path:
     return folder
 
 
+def _labels(path: Path) -> tuple[tuple[str, ...], dict[str, npt.NDArray[np.integer]]]:
+    """Names of the classes, and the labels of train and test."""
+    try:
+        with np.load(path, allow_pickle=False) as labels:
+            classes = tuple(str(name) for name in labels["class_names"])
+            targets = {split: labels[f"{split}_y"] for split in ("train", "test")}
+        for split, target in targets.items():
+            good = target.ndim == 1 and target.dtype.kind in "iu" and target.size > 0
+            if not good or target.min() < 0 or target.max() >= len(classes):
+                raise ValueError(f"{split}_y is not labels [N] of {len(classes)} classes")
+    except Exception as error:  # whatever zipfile and numpy find in a damaged file
+        raise DataError(
+            f"cifar10: labels.npz is damaged ({printable(str(error))[:200]}). Fetch it again.",
+            code="data-npz",
+        ) from error
+    return classes, targets
+
+
 def _sheets(folder: Path, split: str, count: int) -> ImageU8:
     """All images u8 `[count, 32, 32, 3]` of a split: a sheet is 500, one below the other."""
-    pixels = np.concatenate(
-        [
-            images.decode(folder / f"{split}_{i:03d}.webp", channels=3).reshape(-1, 32, 32, 3)
-            for i in range(-(-count // 500))
-        ]
-    )
-    if len(pixels) != count:
+    paths = [folder / f"{split}_{i:03d}.webp" for i in range(-(-count // 500))]
+    sheets = [images.decode(path, channels=3) for path in paths]
+    if any(sheet.shape[1] != 32 for sheet in sheets) or sum(map(len, sheets)) != 32 * count:
         raise DataError(
-            f"cifar10: {split} has {len(pixels)} images for {count} labels. Fetch it again.",
+            f"cifar10: the sheets of {split} are not {count} images of 32 x 32, which labels.npz "
+            "has labels for. Fetch them again.",
             code="data-npz",
         )
-    return pixels
+    return np.concatenate(sheets).reshape(-1, 32, 32, 3)
 
 
 def _records(

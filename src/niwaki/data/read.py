@@ -65,11 +65,11 @@ def _listing(path: str | Path) -> Listing:
         there = is_folder or is_file or place.exists()
     except (OSError, ValueError) as error:  # a loop of links, a name too long, a zero byte
         raise DataError(f"{where}: cannot be opened ({error}).", code="data-unreadable") from error
-    if is_folder:
+    if is_folder and str(path):  # Path("") would be the current folder
         return folder.listing(place, where)
     if is_file and place.suffix.lower() in _FILES:
         return _FILES[place.suffix.lower()](place, where)
-    if there:
+    if there and str(path):
         raise DataError(
             f"{where}: is neither a folder nor a file ending in {', '.join(_FILES)}.",
             code="data-format",
@@ -137,7 +137,13 @@ def _split(
 
 def _restored(where: str, records: Sequence[Record], stored: Mapping[str, Any]) -> list[str]:
     """The split of each record as `splits_json` has it; the names must be the same."""
-    by_name = {str(name): split for split in _SPLITS for name in stored.get(split, ())}
+    if not all(isinstance(stored.get(split), list | tuple) for split in _SPLITS):
+        raise DataError(
+            f"{where}: the stored splits are not lists of names under {', '.join(_SPLITS)}, as "
+            "DataSet.splits_json() gives them.",
+            code="data-changed",
+        )
+    by_name = {str(name): split for split in _SPLITS for name in stored[split]}
     here = {record.name for record in records}
     gone, new = sorted(set(by_name) - here), sorted(here - set(by_name))
     if gone or new:
