@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from niwaki.cli.screen import Answer, Out
 from niwaki.cli.values import natural
+
+if TYPE_CHECKING:
+    from niwaki.artifact import Artifact, Builder
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     arg("--runtime", default="onnx", metavar="NAME", help="the runtime it is for (default onnx)")
     arg("--calib", metavar="DATA", help="images that int8 is calibrated on; a data set as for fit")
+    arg("--builder", metavar="FILE:FUNCTION", help="runs it: what made a model of your own code")
     arg("--seed", type=natural, default=0, metavar="N", help="seed of their choice (default 0)")
 
 
@@ -34,7 +39,22 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
 
         samples = data.read(args.calib, seed=args.seed).train.take(256, seed=args.seed)
         calib = samples.batch(range(len(samples)), artifact.spec)
-    artifact.export(args.runtime, precision=args.precision, calib=calib)
-    exports = Artifact.open(args.artifact).exports
+    artifact.export(
+        args.runtime,
+        precision=args.precision,
+        calib=calib,
+        builder=_builder(args.builder, artifact),
+    )
+    exports = artifact.exports
     text = f"{args.artifact}: {args.runtime} {args.precision} added"
     return Answer({"artifact": args.artifact, "exports": exports}, text)
+
+
+def _builder(name: str | None, artifact: Artifact) -> Builder | None:
+    """The user's own function as the artifact wants it: called only because the user named it here."""
+    if name is None:
+        return None
+    from niwaki import nets
+
+    classes, channels = len(artifact.task.classes), artifact.spec.channels
+    return lambda: nets.build_user(name, classes=classes, channels=channels)

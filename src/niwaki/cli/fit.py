@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from niwaki.cli.screen import Answer, Out, count, percent, table
+from niwaki.cli.screen import Answer, Out, count, in_order, percent, table
 from niwaki.cli.values import natural, positive, share, size
 
 
@@ -92,7 +92,8 @@ def _plan(args: argparse.Namespace) -> Answer:
 def _text(result: dict[str, Any]) -> str:
     """The result as people read it: a table of stages, the budget and where things lie."""
     rows = [["", "MACs", "params", "MB", "ms", "test accuracy"]]
-    for stage, cost in result["cost"].items():
+    for stage in in_order(result["cost"]):
+        cost = result["cost"][stage]
         score = result["scores"].get(stage, {}).get("test") or {}
         megabytes = None if cost.get("bytes") is None else cost["bytes"] / 1e6
         interval = f" ({percent(score['low'])} to {percent(score['high'])})" if score else ""
@@ -113,7 +114,8 @@ def _text(result: dict[str, Any]) -> str:
             table(rows),
             "",
             f"budget    {budget['asked']}: got {budget['got']:.4g}, {verdict}",
-            f"artifact  {result['artifact']}",
+            f"artifact  {result['artifact'] or 'none; the points tried lie under points/'}",
             f"baseline  {result['baseline']}",
+            *(f"note      {note}" for note in result.get("notes", ())),
         ]
     )

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from niwaki.cli.screen import Answer, Out
+from niwaki.cli.screen import Answer, Out, count, in_order, percent, table
+
+if TYPE_CHECKING:
+    from niwaki.artifact import Artifact
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -16,16 +20,35 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     """Open the artifact, checksums and all, and print its manifest."""
     from niwaki.artifact import Artifact
 
-    manifest = Artifact.open(args.artifact).manifest
-    lines = [f"{key:<12} {_short(value)}" for key, value in manifest.items()]
-    return Answer(dict(manifest), "\n".join(lines))
+    artifact = Artifact.open(args.artifact)
+    return Answer({**artifact.manifest, "default": artifact.default}, _text(artifact))
 
 
-def _short(value: object) -> str:
-    if isinstance(value, dict):
-        text = ", ".join(f"{k}: {_short(v)}" for k, v in value.items())
-    elif isinstance(value, list):
-        text = ", ".join(map(str, value))
-    else:
-        text = str(value)
-    return text if len(text) <= 200 else text[:199] + "…"
+def _text(artifact: Artifact) -> str:
+    """What people ask of an artifact first; --json holds all."""
+    spec, manifest = artifact.spec, artifact.manifest
+    (height, width), classes = spec.size_hw, artifact.task.classes
+    rows = [["stage", "MACs", "params", "kB", "ms", "test accuracy"]]
+    costs = manifest.get("cost") or {}
+    for stage in in_order(costs):
+        cost = costs[stage]
+        score = ((manifest.get("scores") or {}).get(stage) or {}).get("test") or {}
+        numbers = [count(cost.get("macs")), count(cost.get("params"))]
+        numbers += [
+            f"{cost['bytes'] / 1e3:.4g}" if cost.get("bytes") else "–",
+            count(cost.get("ms")),
+        ]
+        rows.append([stage, *numbers, percent(score.get("accuracy"))])
+    exports = [
+        f"{runtime} {precision} ({entry['bytes'] / 1e3:.4g} kB)"
+        for runtime, made in artifact.exports.items()
+        for precision, entry in made.items()
+    ]
+    shown = ", ".join(classes[:12]) + (" …" if len(classes) > 12 else "")
+    lines = [
+        f"task     {artifact.task.kind}, {len(classes)} classes: {shown}",
+        f"input    {height} x {width} pixels, {'RGB' if spec.channels == 3 else 'grey'}",
+        f"model    {manifest.get('builder') or 'its own graph'}",
+        f"exports  {', '.join(exports) or 'none'}; default: {artifact.default}",
+    ]
+    return "\n".join([*lines, "", table(rows)] if len(rows) > 1 else lines)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -98,6 +98,14 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         cells = [row[0].ljust(widths[0]), *right]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+STAGES = ("baseline", "unpruned int8", "pruned", "distilled", "int8")
+
+
+def in_order(stages: Mapping[str, Any]) -> list[str]:
+    """Names of stages in the order they come about, unknown ones last; stored JSON has them sorted."""
+    return sorted(stages, key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
 
 
 def count(value: float | None) -> str:

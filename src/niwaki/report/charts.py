@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 640, 340
-LEFT, RIGHT, TOP, BOTTOM = 78, 24, 30, 52
+LEFT, RIGHT, TOP, BOTTOM = 88, 24, 30, 52
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,16 @@ def scatter(marks: Sequence[Mark], *, title: str, x: str, y: str, limit: float |
 
 
 def _mark(mark: Mark, px: float, py: float, taken: list[tuple[float, float]]) -> str:
-    """A dot and its label, moved up until it covers no label before it."""
+    """A dot and its label, moved up or down until it covers no label before it."""
     end = px > WIDTH * 0.7
-    ty = py + 4
-    while any(abs(ty - b) < 15 and abs(px - a) < 130 for a, b in taken):
-        ty -= 15
+    places = [py + 4 + 15 * step * side for step in range(8) for side in (-1, 1)]
+    free = (
+        place
+        for place in places
+        if TOP + 6 <= place <= HEIGHT - BOTTOM - 4
+        and not any(abs(place - b) < 15 and abs(px - a) < 130 for a, b in taken)
+    )
+    ty = next(free, py + 4)
     taken.append((px, ty))
     label = _text(px - 11 if end else px + 11, ty, mark.label, "end" if end else "start", "label")
     dot = f'<circle class="dot {escape(mark.kind)}" cx="{px:.1f}" cy="{py:.1f}" r="6">'

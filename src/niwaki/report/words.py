@@ -63,7 +63,10 @@ def accuracy(one: Mapping[str, Any], split: str = "test") -> float | None:
 def headline(record: Mapping[str, Any]) -> str:
     """The result in one sentence: what remains, what accuracy became, whether the budget is met."""
     field = budget_field(record)
-    left, budget = ratio(record, field), record.get("budget") or {}
+    budget = record.get("budget") or {}
+    left = ratio(record, field)
+    if "%" in str(budget.get("asked")) and budget.get("got") is not None:
+        left = float(budget["got"])  # what the budget was judged by, not a second measurement
     before, after = accuracy(record["stages"][0]), accuracy(served(record))
     words = []
     if left is not None:
