@@ -23,182 +23,27 @@ from torch import Tensor, nn
 
 from niwaki.errors import ArtifactError, ModelError, UnsafeArtifact
 
-_ATEN = [
-    "_log_softmax",
-    "_native_batch_norm_legit_no_training",
-    "_safe_softmax",
-    "_softmax",
-    "_to_copy",
-    "_unsafe_view",
-    "abs",
-    "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d",
-    "adaptive_max_pool2d",
-    "add",
-    "addmm",
-    "alias",
-    "amax",
-    "amin",
-    "arange",
-    "argmax",
-    "avg_pool1d",
-    "avg_pool2d",
-    "baddbmm",
-    "batch_norm",
-    "bmm",
-    "cat",
-    "ceil",
-    "celu",
-    "channel_shuffle",
-    "chunk",
-    "clamp",
-    "clamp_max",
-    "clamp_min",
-    "clone",
-    "constant_pad_nd",
-    "contiguous",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "cos",
-    "cumsum",
-    "detach",
-    "div",
-    "dropout",
-    "einsum",
-    "elu",
-    "embedding",
-    "eq",
-    "exp",
-    "expand",
-    "expand_as",
-    "feature_dropout",
-    "flatten",
-    "flip",
-    "floor",
-    "floor_divide",
-    "full",
-    "full_like",
-    "gather",
-    "ge",
-    "gelu",
-    "glu",
-    "group_norm",
-    "gt",
-    "hardsigmoid",
-    "hardswish",
-    "hardtanh",
-    "im2col",
-    "index",
-    "index_select",
-    "instance_norm",
-    "layer_norm",
-    "le",
-    "leaky_relu",
-    "lift_fresh_copy",
-    "linalg_vector_norm",
-    "linear",
-    "log",
-    "log1p",
-    "log_softmax",
-    "logical_and",
-    "logical_not",
-    "logical_or",
-    "lt",
-    "masked_fill",
-    "matmul",
-    "max",
-    "max_pool1d",
-    "max_pool2d",
-    "maximum",
-    "mean",
-    "min",
-    "minimum",
-    "mish",
-    "mm",
-    "movedim",
-    "mul",
-    "narrow",
-    "native_group_norm",
-    "native_layer_norm",
-    "ne",
-    "neg",
-    "new_full",
-    "new_ones",
-    "new_zeros",
-    "norm",
-    "numel",
-    "ones",
-    "ones_like",
-    "pad",
-    "permute",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-    "pow",
-    "prelu",
-    "prod",
-    "reciprocal",
-    "reflection_pad2d",
-    "relu",
-    "relu6",
-    "remainder",
-    "repeat",
-    "repeat_interleave",
-    "replication_pad2d",
-    "reshape",
-    "rms_norm",
-    "roll",
-    "rsqrt",
-    "rsub",
-    "scaled_dot_product_attention",
-    "select",
-    "selu",
-    "sigmoid",
-    "silu",
-    "sin",
-    "slice",
-    "softmax",
-    "softplus",
-    "split",
-    "split_with_sizes",
-    "sqrt",
-    "square",
-    "squeeze",
-    "stack",
-    "std",
-    "sub",
-    "sum",
-    "swapaxes",
-    "sym_numel",
-    "sym_size",
-    "t",
-    "tanh",
-    "tile",
-    "to",
-    "topk",
-    "transpose",
-    "tril",
-    "triu",
-    "unbind",
-    "unflatten",
-    "unfold",
-    "unsafe_chunk",
-    "unsafe_split",
-    "unsqueeze",
-    "upsample_bicubic2d",
-    "upsample_bilinear2d",
-    "upsample_nearest2d",
-    "var",
-    "var_mean",
-    "view",
-    "view_as",
-    "where",
-    "zeros",
-    "zeros_like",
-]
-OPERATORS = frozenset(_ATEN)
+_ATEN = """
+_log_softmax _native_batch_norm_legit_no_training _safe_softmax _softmax _to_copy _unsafe_view
+_upsample_bicubic2d_aa _upsample_bilinear2d_aa abs adaptive_avg_pool1d adaptive_avg_pool2d
+adaptive_max_pool2d add addmm alias amax amin arange argmax avg_pool1d avg_pool2d baddbmm
+batch_norm bmm cat ceil celu channel_shuffle chunk clamp clamp_max clamp_min clone constant_pad_nd
+contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d copy cos cumsum detach div
+dropout einsum elu embedding eq exp expand expand_as feature_dropout flatten flip floor
+floor_divide full full_like gather ge gelu glu group_norm gt hardsigmoid hardswish hardtanh im2col
+index index_put index_select instance_norm layer_norm le leaky_relu lift_fresh_copy
+linalg_vector_norm linear log log1p log_softmax logical_and logical_not logical_or lt masked_fill
+matmul max max_pool1d max_pool2d maximum mean min minimum mish mm movedim mul narrow
+native_group_norm native_layer_norm ne neg new_full new_ones new_zeros norm numel ones ones_like
+pad permute pixel_shuffle pixel_unshuffle pow prelu prod reciprocal reflection_pad2d relu relu6
+remainder repeat repeat_interleave replication_pad2d reshape rms_norm roll rsqrt rsub
+scaled_dot_product_attention scatter select select_scatter selu sigmoid silu sin slice
+slice_scatter softmax softplus split split_with_sizes sqrt square squeeze stack std sub sum
+swapaxes sym_numel sym_size t tanh tile to topk transpose tril triu unbind unflatten unfold
+unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze upsample_bicubic2d upsample_bilinear2d
+upsample_nearest2d var var_mean view view_as where zeros zeros_like
+"""
+OPERATORS = frozenset(_ATEN.split())
 """ATen operators that a graph may call, any overload of them: arithmetic on tensors, nothing
 else."""
 
@@ -332,13 +177,14 @@ def _exported(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram
     try:
         batch = torch.export.Dim("batch", min=1)
         exported = torch.export.export(own, (example,), dynamic_shapes=({0: batch},), strict=False)
-        return exported.run_decompositions({})
+        functional: torch.export.ExportedProgram = exported.run_decompositions({})
     except Exception as error:  # torch.export raises whatever the forward trips over
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(
             f"{type(model).__name__} cannot be saved as a graph: {reason}. Save it with a builder.",
             code="program-export",
         ) from error
+    return functional
 
 
 def _save_node(node: Any, graph: dict[str, Any], names: Names) -> None:
@@ -393,7 +239,8 @@ def _operator(name: Any) -> Callable[..., Any]:
     if isinstance(name, str) and name in _PYTHON:
         return _PYTHON[name]
     if isinstance(name, str) and name.startswith("aten.") and _base(name) in OPERATORS:
-        _, base, overload = name.split(".")
+        # a view was traced on the strides of a fake run; reshape is the view wherever there is one
+        _, base, overload = name.replace("aten.view.default", "aten.reshape.default").split(".")
         found = getattr(getattr(torch.ops.aten, base), overload, None)
         if isinstance(found, torch._ops.OpOverload):
             return found
