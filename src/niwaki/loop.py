@@ -219,6 +219,7 @@ def steps(
     finally:
         shares.close()
     state.average.give(model)
+    model.zero_grad(set_to_none=True)
 
 
 def history(path: Path) -> list[dict[str, Any]]:
