@@ -137,7 +137,8 @@ class Artifact:
                 code is never run from here.
         Raises:
             UnsafeArtifact: it was made by own code, and no `builder` came. [artifact-builder]
-            ArtifactError: weights and structure do not fit. [artifact-weights, difference-mismatch]
+            ArtifactError: weights and structure do not fit, or the model does not run.
+                [artifact-weights, difference-mismatch, program-graph]
         """
         require("torch", extra="train")
         return _load(self, builder)
@@ -279,13 +280,36 @@ def _load(artifact: Artifact, builder: Builder | None) -> nn.Module:
         from niwaki.surgery import program
 
         graph = manifests.parse_json(artifact.path / GRAPH, f"{artifact.path.name}/{GRAPH}")
-        return program.load(graph, values)
-    model = _built(artifact, name, builder)
-    structure = artifact.manifest["structure"]
-    difference.check_sizes(structure, values)
-    difference.patch(model, structure)
-    difference.load(model, values)
+        model = program.load(graph, values)
+    else:
+        model = _built(artifact, name, builder)
+        structure = artifact.manifest["structure"]
+        difference.check_sizes(structure, values)
+        difference.patch(model, structure)
+        difference.load(model, values)
+    _check_runs(artifact, model)
     return model
+
+
+def _check_runs(artifact: Artifact, model: nn.Module) -> None:
+    """Raises unless the model gives one row of outputs for one image: numbers in a file can be
+    wrong ones."""
+    import torch
+
+    example = torch.from_numpy(artifact.spec.example(1))
+    try:
+        with torch.no_grad():
+            outputs = copy.deepcopy(model).cpu().float().eval()(example)
+        if tuple(outputs.shape) != (1, len(artifact.task.classes)):
+            raise ValueError(f"it gives {tuple(outputs.shape)}")
+    except Exception as error:  # whatever the model's own code raises on a size that does not fit
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ArtifactError(
+            f"{artifact.path.name}: the model does not run on one image of its Spec: {reason}. "
+            "Fetch or make "
+            "the artifact again.",
+            code="artifact-weights",
+        ) from error
 
 
 def _built(artifact: Artifact, name: str, builder: Builder | None) -> nn.Module:

@@ -169,9 +169,10 @@ def _listed(path: Path, allowed: re.Pattern[str], present: set[str]) -> dict[str
     if sums.stat().st_size > MAX_SUMS_BYTES:
         raise ArtifactError(f"{path.name}: {SUMS} is too large to be one.", code="artifact-sums")
     listed: dict[str, str] = {}
-    for line in sums.read_bytes().decode("ascii", errors="replace").splitlines():
+    *lines, rest = sums.read_bytes().decode("ascii", errors="replace").split("\n")
+    for line in [*lines, rest] if rest else lines:  # a last line without its end was cut
         match = _LINE.fullmatch(line)
-        if not match or match[2] in listed:
+        if not match or match[2] in listed or line is rest:
             raise ArtifactError(
                 f"{path.name}: {SUMS} has the line {line[:80]!r}, expected a SHA-256, two blanks "
                 "and a name, "
