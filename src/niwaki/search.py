@@ -10,7 +10,7 @@ A found point costs at most what was asked, and within 2 % of it unless `coarser
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from niwaki.cost import Budget, Cost
 from niwaki.errors import BudgetError
 
 Keep = dict[str, list[int]]
-Scores = Mapping[str, npt.NDArray[np.float64]]
+Scores = dict[str, npt.NDArray[np.float64]]
 
 WITHIN = 0.02
 """A point may lie this share below what was asked, and never above."""

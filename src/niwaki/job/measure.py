@@ -22,12 +22,16 @@ Timing = dict[str, dict[str, Any]]
 
 REFERENCE = "baseline"
 """The name of the uncompressed float export in every timing: ratios are to it."""
-QUICK, FULL = 9, 31
-"""Rounds of an interleaved run: to steer a search, and for a figure that is reported."""
-SAMPLE_MS = 200.0
-"""A sample longer than this gains nothing: the clock's noise is far below it."""
+QUICK, FULL = 1.0, 4.0
+"""Seconds of an interleaved run: to steer a search, and for a figure that is reported."""
+SAMPLE_MS = 2.0
+"""A sample lasts about this long: many calls, yet shorter than the slices in which a busy machine
+takes the core away, so that most pairs are undisturbed and their median is steady."""
+ROUNDS = (15, 400)
+DISTURBED = 1.3
+"""A sample this much above the fastest tenth was shared with another process: its round is left out."""
 AGAIN = 3
-"""A default export that misses its limit by noise is timed at most so many times, all samples counted."""
+"""A default export that misses its limit is timed at most so many times, all samples counted."""
 
 
 def scores(work: Work, name: str, predict: Callable[[], Predict]) -> dict[str, Any]:
@@ -75,7 +79,7 @@ def time_files(
     def decide() -> Timing:
         pooled: dict[str, list[float]] = {}
         for _ in range(AGAIN):
-            found = interleaved(work, paths, rounds=FULL, pooled=pooled)
+            found = interleaved(work, paths, seconds=FULL, pooled=pooled)
             if until(found):
                 break
         return found
@@ -88,7 +92,7 @@ def interleaved(
     work: Work,
     paths: Mapping[str, Path],
     *,
-    rounds: int,
+    seconds: float,
     pooled: dict[str, list[float]] | None = None,
 ) -> Timing:
     """One interleaved run of files, one image a call: `{name: {"ms", "p90", "ratio"}}`.
@@ -103,17 +107,20 @@ def interleaved(
         for name, path in paths.items()
     }
     pooled = {} if pooled is None else pooled
-    taken = timing.interleave(calls, rounds=rounds, calls_per_sample=_calls(calls))
+    size, rounds = _plan(calls, seconds)
+    taken = timing.interleave(calls, rounds=rounds, calls_per_sample=size)
     for name, samples in taken.items():
         pooled.setdefault(name, []).extend(map(float, samples))
     return _summary(pooled)
 
 
-def _calls(calls: Mapping[str, Callable[[], object]]) -> int:
-    """Calls a sample: 100, fewer where that would take longer than a sample needs to be sure."""
-    once = timing.interleave(calls, rounds=3, calls_per_sample=3, warmup=2)
-    slowest = max(float(np.median(samples)) for samples in once.values())
-    return max(3, min(100, round(SAMPLE_MS / slowest)))
+def _plan(calls: Mapping[str, Callable[[], object]], seconds: float) -> tuple[int, int]:
+    """Calls a sample and rounds that fill about that many seconds."""
+    once = timing.interleave(calls, rounds=5, calls_per_sample=3, warmup=3)
+    each = {name: float(np.median(samples)) for name, samples in once.items()}
+    size = max(1, min(100, round(SAMPLE_MS / max(each.values()))))
+    rounds = round(seconds * 1e3 / (size * sum(each.values())))
+    return size, max(ROUNDS[0], min(ROUNDS[1], rounds))
 
 
 def _call(session: Predict, image: npt.NDArray[np.uint8]) -> Callable[[], object]:
@@ -121,14 +128,23 @@ def _call(session: Predict, image: npt.NDArray[np.uint8]) -> Callable[[], object
 
 
 def _summary(pooled: Mapping[str, list[float]]) -> Timing:
-    return {
-        name: {
-            "ms": float(np.median(samples)),
-            "p90": float(np.quantile(samples, 0.9)),
-            "ratio": dict(timing.ratio(samples, pooled[REFERENCE])),
-        }
-        for name, samples in pooled.items()
+    """Medians and ratios over the rounds in which the machine was quiet."""
+    taken = {name: np.asarray(samples) for name, samples in pooled.items()}
+    quiet = {
+        name: samples <= DISTURBED * np.quantile(samples, 0.1) for name, samples in taken.items()
     }
+    reference = taken[REFERENCE]
+    found = {}
+    for name, samples in taken.items():
+        both = quiet[name] & quiet[REFERENCE]
+        both = both if both.sum() >= ROUNDS[0] else np.ones_like(both)
+        found[name] = {
+            "ms": float(np.median(samples[quiet[name]])),
+            "p90": float(np.quantile(samples, 0.9)),
+            "ratio": dict(timing.ratio(samples[both], reference[both])),
+            "quiet": float(both.mean()),
+        }
+    return found
 
 
 def got(budget: Budget, cost: Cost, baseline: Cost, timed: Mapping[str, Any] | None) -> float:

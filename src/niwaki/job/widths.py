@@ -103,8 +103,8 @@ class Widths:
             "candidate": self._export(keep, precision),
         }
         asked = self.work.budget.value
-        for rounds in (measure.QUICK, measure.FULL):
-            timed = measure.interleaved(self.work, paths, rounds=rounds)["candidate"]
+        for seconds in (measure.QUICK, measure.FULL):
+            timed = measure.interleaved(self.work, paths, seconds=seconds)["candidate"]
             got = measure.got(self.work.budget, Cost(ms=timed["ms"]), self.baseline, timed)
             if abs(got / asked - 1) > _NEAR:
                 break
