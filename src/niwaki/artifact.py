@@ -137,6 +137,7 @@ class Artifact:
                 code is never run from here.
         Raises:
             UnsafeArtifact: it was made by own code, and no `builder` came. [artifact-builder]
+            ArtifactError: its builder is not known here. [artifact-builder]
             ArtifactError: weights and structure do not fit, or the model does not run.
                 [artifact-weights, difference-mismatch, program-graph]
         """
@@ -316,7 +317,14 @@ def _built(artifact: Artifact, name: str, builder: Builder | None) -> nn.Module:
     if builder is not None:
         return builder()
     if _BY_NAME.fullmatch(name):
-        return _fresh(name, artifact.spec, artifact.task)
+        try:
+            return _fresh(name, artifact.spec, artifact.task)
+        except ModelError as error:
+            raise ArtifactError(
+                f"{artifact.path.name}: was built by {name[:100]!r}, which cannot be built here: "
+                f"{error}",
+                code="artifact-builder",
+            ) from error
     raise UnsafeArtifact(
         f"{artifact.path.name}: was built by {name[:100]!r}, and code named by a file is not run. "
         "Pass the "

@@ -84,7 +84,7 @@ class MissingExtra(NiwakiError, ImportError):
 
 # code -> what it means and what to do. Keep sorted; docs/errors.md lists exactly these.
 CODES: dict[str, str] = {
-    "artifact-builder": "The artifact was made by own code, which is never run from a file. Pass it: .model(builder=...).",
+    "artifact-builder": "The artifact was made by own code, which is never run from a file (pass it: .model(builder=...)), or by a builder that is not known here.",
     "artifact-checksum": "A file of the artifact is not the one that was saved. Fetch or make it again.",
     "artifact-export": "The artifact has no such export, or one that is not of its model. Add it: niwaki export.",
     "artifact-extra": "A file lies in the artifact that does not belong there. Remove it.",

@@ -152,8 +152,10 @@ def _check_fields(manifest: dict[str, Any], present: set[str]) -> None:
     classes = manifest["task"].get("classes")
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
         raise TypeError("classes are no list of texts")
-    entries_ = [e for entries in manifest["exports"].values() for e in entries.values()]
-    if not all(type(e["bytes"]) is int and isinstance(e["parity"], dict) for e in entries_):
+    held = [e for entries in manifest["exports"].values() for e in entries.values()]
+    if not all(
+        type(e["bytes"]) is int and e["bytes"] > 0 and isinstance(e["parity"], dict) for e in held
+    ):
         raise TypeError("an export's bytes or parity are of another kind")
     listed = {
         entry["file"]

@@ -118,6 +118,8 @@ class Program(nn.Module):
         super().__init__()
         if set(graph) != {"tensors", "inputs", "nodes", "outputs", "parameters"}:
             raise ValueError("not the parts of a graph")
+        if not all(isinstance(graph[key], list) for key in ("inputs", "outputs", "nodes")):
+            raise ValueError("inputs, outputs or nodes are no list")
         self._tensors: dict[str, str] = dict(graph["tensors"])
         self._inputs: list[str] = list(graph["inputs"])
         self._outputs = graph["outputs"]
