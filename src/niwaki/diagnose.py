@@ -1,4 +1,4 @@
-"""What of a model can be pruned, found out by doing it: export, prune, count and prove. No training, no data."""
+"""What of a model can be pruned, found out by doing it: export, prune, count and prove; no data."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ def model(
         channels: instead of a budget, the share of every prunable group that stays, above 0 to 1.
         size: height and width of the input; the model's own when left out, else 32.
     Returns:
-        `exported` bool; `prunable`, share of parameters in prunable groups; `proof_error`, the larger of
-        the proof's two errors, None when nothing was cut; `macs` {"before", "asked", "after"}; `params`
-        {"before", "after"}; `seconds`; `unprunable` [{"operator", "source"}]; `protected` {"inputs",
-        "whole"}; `groups` [{"name", "before", "after", "members"}]; `left`, groups left alone because
-        they fail the proof, with the reason; `result`, "module": the model's own class, made smaller.
+        `exported` bool; `prunable`, share of parameters in prunable groups; `proof_error`, the
+        larger of the proof's two errors, None when nothing was cut; `macs` {"before", "asked",
+        "after"}; `params` {"before", "after"}; `seconds`; `unprunable` [{"operator", "source"}];
+        `protected` {"inputs", "whole"}; `groups` [{"name", "before", "after", "members"}]; `left`,
+        groups left alone because they fail the proof, with the reason; `result`, "module": the
+        model's own class, made smaller.
         A model that cannot be exported gives `exported` False, `result` None and a `reason`.
     Raises:
         ModelError: no such model. [model-unknown, model-user]
@@ -102,8 +103,8 @@ def _budget(text: str) -> Budget:
     found = Budget.parse(text)
     if found.kind not in ("macs", "params"):
         raise PlanError(
-            f"doctor: --budget {text}: expected macs or params, which can be counted without an export; "
-            "latency and size are measured by niwaki fit.",
+            f"doctor: --budget {text}: expected macs or params, which can be counted without "
+            "an export; latency and size are measured by niwaki fit.",
             code="budget-kind",
         )
     return found

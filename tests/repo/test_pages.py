@@ -13,8 +13,20 @@ from repo_checks import ROOT, code_blocks, leaks, run_page
 
 from niwaki.cli import VERBS, pages
 
-REQUIRED = ("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", ".ci/run",
-            "docs/quickstart.md", "docs/architecture.md", "docs/errors.md", "docs/cli.md", "docs/status.md")
+REQUIRED = (
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "Makefile",
+    "constraints.txt",
+    ".ci/run",
+    "docs/quickstart.md",
+    "docs/architecture.md",
+    "docs/errors.md",
+    "docs/cli.md",
+    "docs/status.md",
+)
 EXECUTED = ("README.md", "docs/quickstart.md")
 
 
@@ -42,7 +54,9 @@ def test_required_files_are_there(name: str) -> None:
 
 
 def committed() -> list[str]:
-    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     return [name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
@@ -58,11 +72,17 @@ def test_nothing_private_is_committed() -> None:
     assert faults == []
 
 
-@pytest.mark.parametrize(("path", "text"), [
-    ("a.txt", "see https://" + "pypi" + ".org/simple"), ("a.txt", "--extra-index" + "-url x"),
-    ("b.py", 'open("/' + 'home/me/x")'), ("c/uv" + ".lock", ""), ("d.md", "run /" + "work/main/x"),
-    ("constraints.txt", "numpy==2 --hash" + "=sha256:00"),
-])
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("a.txt", "see https://" + "pypi" + ".org/simple"),
+        ("a.txt", "--extra-index" + "-url x"),
+        ("b.py", 'open("/' + 'home/me/x")'),
+        ("c/uv" + ".lock", ""),
+        ("d.md", "run /" + "work/main/x"),
+        ("constraints.txt", "numpy==2 --hash" + "=sha256:00"),
+    ],
+)
 def test_leak_checker_sees(path: str, text: str) -> None:
     assert len(leaks(path, text)) == 1
 
@@ -72,7 +92,11 @@ def test_leak_checker_lets_plain_text_pass() -> None:
 
 
 def test_constraints_pin_every_dependency() -> None:
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][\w.]*", line) for line in lines)
     pinned = {line.partition("==")[0] for line in lines}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -86,9 +110,14 @@ def test_constraints_pin_every_dependency() -> None:
 def test_code_on_pages_runs(name: str, tmp_path: Path) -> None:
     page = ROOT / name
     assert code_blocks(page.read_text()), "a page without code proves nothing"
-    runner = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path; "
-              f"from repo_checks import run_page; run_page({name!r}, Path({str(page)!r}).read_text())")
-    done = subprocess.run([sys.executable, "-c", runner], cwd=tmp_path, capture_output=True, text=True, check=False)
+    runner = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+        "from pathlib import Path; "
+        f"from repo_checks import run_page; run_page({name!r}, Path({str(page)!r}).read_text())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", runner], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 

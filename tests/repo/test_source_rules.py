@@ -35,28 +35,38 @@ def test_architecture_names_what_exists() -> None:
     assert known - {unit(path) for path in FILES} == set()
 
 
-@pytest.mark.parametrize(("path", "text", "fault"), [
-    ("spec.py", "from niwaki.plan import Plan", "lies above"),
-    ("spec.py", "def f():\n    from niwaki import job", "lies above"),
-    ("spec.py", "import niwaki.cli.fit", "lies above"),
-    ("spec.py", "import importlib\nimportlib.import_module('niwaki.job')", "lies above"),
-    ("train/__init__.py", "def f():\n    from niwaki.prune import score", "siblings"),
-    ("runtimes/onnx.py", "import niwaki.distill", "siblings"),
-    ("cli/fit.py", "from . import info", "relative"),
-    ("cli/fit.py", "from niwaki import nowhere", "not in docs/architecture.md"),
-    ("helpers.py", "import os", "not in docs/architecture.md"),
-])
+@pytest.mark.parametrize(
+    ("path", "text", "fault"),
+    [
+        ("spec.py", "from niwaki.plan import Plan", "lies above"),
+        ("spec.py", "def f():\n    from niwaki import job", "lies above"),
+        ("spec.py", "import niwaki.cli.fit", "lies above"),
+        ("spec.py", "import importlib\nimportlib.import_module('niwaki.job')", "lies above"),
+        ("train/__init__.py", "def f():\n    from niwaki.prune import score", "siblings"),
+        ("runtimes/onnx.py", "import niwaki.distill", "siblings"),
+        ("cli/fit.py", "from . import info", "relative"),
+        ("cli/fit.py", "from niwaki import nowhere", "not in docs/architecture.md"),
+        ("helpers.py", "import os", "not in docs/architecture.md"),
+    ],
+)
 def test_import_checker_sees(path: str, text: str, fault: str) -> None:
     assert any(fault in found for found in upward_imports({path: text}, ARCHITECTURE))
 
 
 def test_import_checker_lets_downward_imports_pass() -> None:
-    good = {"cli/fit.py": "from niwaki import job\nfrom niwaki.cli.screen import Out", "plan.py": "import niwaki.spec"}
+    good = {
+        "cli/fit.py": "from niwaki import job\nfrom niwaki.cli.screen import Out",
+        "plan.py": "import niwaki.spec",
+    }
     assert upward_imports(good, ARCHITECTURE) == []
 
 
 def test_ring_checker_sees_a_ring() -> None:
-    ring = {"a.py": "import niwaki.b", "b.py": "def f():\n    import niwaki.c", "c.py": "from niwaki import a"}
+    ring = {
+        "a.py": "import niwaki.b",
+        "b.py": "def f():\n    import niwaki.c",
+        "c.py": "from niwaki import a",
+    }
     assert cycles(ring) == ["a -> b -> c -> a"]
     assert cycles({"a.py": "import niwaki.b", "b.py": ""}) == []
 
@@ -67,8 +77,12 @@ def test_public_things_have_docstrings(path: str) -> None:
 
 
 def test_docstring_checker_sees() -> None:
-    text = '"""M."""\ndef f(): ...\nclass A:\n    """A."""\n    def g(self): ...\n    def _h(self): ...\n'
-    assert missing_docstrings("x.py", text) == ["x.py:2: f without docstring", "x.py:5: g without docstring"]
+    text = '"""M."""\ndef f(): ...\nclass A:\n    """A."""\n'
+    text += "    def g(self): ...\n    def _h(self): ...\n"
+    assert missing_docstrings("x.py", text) == [
+        "x.py:2: f without docstring",
+        "x.py:5: g without docstring",
+    ]
     assert missing_docstrings("x.py", "x = 1") == ["x.py: module without docstring"]
 
 
@@ -105,6 +119,9 @@ def test_docstrings_promise_codes_that_exist(path: str) -> None:
 
 
 def test_raises_checker_sees() -> None:
-    text = 'def f():\n    """F.\n\n    Raises:\n        E: bad. [spec-size, image-*, no-such]\n    """\n'
+    text = 'def f():\n    """F.\n\n    Raises:\n        E: bad. [spec-size, image-*, no-such]\n'
+    text += '    """\n'
     codes = {"spec-size": "", "image-empty": ""}
-    assert unknown_raises("x.py", text, codes) == ["x.py:1: docstring names [no-such], which is not in errors.CODES"]
+    assert unknown_raises("x.py", text, codes) == [
+        "x.py:1: docstring names [no-such], which is not in errors.CODES"
+    ]

@@ -1,4 +1,4 @@
-"""The command line as a machine and a person meet it: real artifacts, real exit codes, streams kept apart."""
+"""The command line as machines and people meet it: real artifacts, exit codes, streams apart."""
 
 from __future__ import annotations
 
@@ -77,12 +77,27 @@ def test_help_is_a_result(niwaki: Any) -> None:
     assert re.fullmatch(r"niwaki \d+\.\d+\S*\n", niwaki("--version").out)
 
 
-@pytest.mark.parametrize("words", [
-    [], ["prune"], ["fit", "--epochs", "-1"], ["fit", "--epochs", "two"], ["fit", "--max-drop", "2"],
-    ["fit", "--max-drop", "nan"], ["fit", "--size", "0"], ["fit", "--size", "1x2x3"], ["fit", "--bugdet", "x"],
-    ["fit", "--threads", "0"], ["bench", "a"], ["predict", "a"], ["fit", "a", "b"], ["fit", "--bud", "macs=5%"],
-    ["doctor", "m", "--budget", "macs=5%", "--channels", "0.5"], ["export", "a", "--precision", "int4"],
-])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["prune"],
+        ["fit", "--epochs", "-1"],
+        ["fit", "--epochs", "two"],
+        ["fit", "--max-drop", "2"],
+        ["fit", "--max-drop", "nan"],
+        ["fit", "--size", "0"],
+        ["fit", "--size", "1x2x3"],
+        ["fit", "--bugdet", "x"],
+        ["fit", "--threads", "0"],
+        ["bench", "a"],
+        ["predict", "a"],
+        ["fit", "a", "b"],
+        ["fit", "--bud", "macs=5%"],
+        ["doctor", "m", "--budget", "macs=5%", "--channels", "0.5"],
+        ["export", "a", "--precision", "int4"],
+    ],
+)
 def test_usage_is_2_and_answers_in_json_when_asked(niwaki: Any, words: list[str]) -> None:
     said = niwaki(*words)
     assert (said.code, said.out) == (2, "")
@@ -92,17 +107,22 @@ def test_usage_is_2_and_answers_in_json_when_asked(niwaki: Any, words: list[str]
     assert said.json["error"]["code"] == "usage"
 
 
-@pytest.mark.parametrize(("error", "code", "exit_code"), [
-    (errors.DataError("m", code="data-empty"), "data-empty", 1),
-    (errors.BudgetError("m", code="budget-unreachable"), "budget-unreachable", 3),
-    (errors.ParityError("m", code="prune-proof"), "prune-proof", 3),
-    (errors.MissingExtra("m", code="extra-missing"), "extra-missing", 4),
-    (KeyboardInterrupt(), "interrupted", 130),
-    (FileNotFoundError(2, "No such file", "x"), "file-access", 1),
-    (ZeroDivisionError("m"), "internal", 1),
-    (OSError("without a file"), "internal", 1),
-])
-def test_every_error_has_a_code_and_an_exit(error: BaseException, code: str, exit_code: int) -> None:
+@pytest.mark.parametrize(
+    ("error", "code", "exit_code"),
+    [
+        (errors.DataError("m", code="data-empty"), "data-empty", 1),
+        (errors.BudgetError("m", code="budget-unreachable"), "budget-unreachable", 3),
+        (errors.ParityError("m", code="prune-proof"), "prune-proof", 3),
+        (errors.MissingExtra("m", code="extra-missing"), "extra-missing", 4),
+        (KeyboardInterrupt(), "interrupted", 130),
+        (FileNotFoundError(2, "No such file", "x"), "file-access", 1),
+        (ZeroDivisionError("m"), "internal", 1),
+        (OSError("without a file"), "internal", 1),
+    ],
+)
+def test_every_error_has_a_code_and_an_exit(
+    error: BaseException, code: str, exit_code: int
+) -> None:
     message, found, exit_ = _explain(error)
     assert (found, exit_) == (code, exit_code)
     assert message
@@ -176,14 +196,21 @@ def test_predict_json(niwaki: Any, artifact: Path, photos: Path) -> None:
         best = int(np.argmax(entry["probabilities"]))
         assert entry["label"] == ("ash", "elm", "oak")[best]
         assert entry["score"] == max(entry["probabilities"])
-        assert [one["label"] for one in entry["top"]][0] == entry["label"]
+        assert entry["top"][0]["label"] == entry["label"]
         assert len(entry["top"]) == 2
 
 
-def test_predict_is_the_same_at_any_batch_and_in_any_form(niwaki: Any, artifact: Path, photos: Path) -> None:
+def test_predict_is_the_same_at_any_batch_and_in_any_form(
+    niwaki: Any, artifact: Path, photos: Path
+) -> None:
     whole = niwaki("predict", artifact, photos / "b", "--json")
     assert whole.code == 0
-    rows = [json.loads(line) for line in niwaki("predict", artifact, photos / "b", "--jsonl", "--batch", "1").out.splitlines()]
+    rows = [
+        json.loads(line)
+        for line in niwaki(
+            "predict", artifact, photos / "b", "--jsonl", "--batch", "1"
+        ).out.splitlines()
+    ]
     for row, entry in zip(rows, whole.json["predictions"], strict=True):
         assert row["label"] == entry["label"]
         assert row["probabilities"] == pytest.approx(entry["probabilities"], abs=1e-6)
@@ -199,13 +226,17 @@ def test_predict_agrees_with_the_torch_model(niwaki: Any, artifact: Path, photos
     opened = nw.Artifact.open(artifact)
     pixels = opened.spec.read(photos / "b" / "1.png")[None]
     with torch.no_grad():
-        wanted = opened.model().eval()(torch.from_numpy(opened.spec.normalise(pixels))).softmax(1)[0]
+        wanted = (
+            opened.model().eval()(torch.from_numpy(opened.spec.normalise(pixels))).softmax(1)[0]
+        )
     [entry] = niwaki("predict", artifact, photos / "b" / "1.png", "--json").json["predictions"]
     assert entry["probabilities"] == pytest.approx(wanted.tolist(), abs=1e-5)
 
 
 def test_find_recurses_sorted_and_takes_named_files_as_they_are(photos: Path) -> None:
-    found = [str(path.relative_to(photos)) for path in find([str(photos), str(photos / "notes.txt")])]
+    found = [
+        str(path.relative_to(photos)) for path in find([str(photos), str(photos / "notes.txt")])
+    ]
     assert found == ["a.png", "b/0.jpg", "b/1.png", "notes.txt"]
 
 
@@ -252,10 +283,20 @@ def test_doctor_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, niwaki: A
     assert "missing: no-such-package  (pip install 'niwaki[train]')" in said.out
 
 
-@pytest.mark.parametrize(("words", "left"), [(("--budget", "macs=50%"), 0.5), (("--channels", "0.5"), None)])
+@pytest.mark.parametrize(
+    ("words", "left"), [(("--budget", "macs=50%"), 0.5), (("--channels", "0.5"), None)]
+)
 def test_doctor_of_a_model(niwaki: Any, words: tuple[str, ...], left: float | None) -> None:
     said = niwaki("doctor", "niwaki:small", "--size", "16", *words, "--json").json
-    assert {"exported", "prunable", "proof_error", "macs", "seconds", "unprunable", "result"} <= set(said)
+    assert {
+        "exported",
+        "prunable",
+        "proof_error",
+        "macs",
+        "seconds",
+        "unprunable",
+        "result",
+    } <= set(said)
     assert said["exported"] is True
     assert said["result"] == "module"
     assert 0 < said["prunable"] <= 1
@@ -309,20 +350,36 @@ def test_table_has_columns() -> None:
     assert text == "       ms\na     1.5\nlong   10"
 
 
-@pytest.mark.parametrize(("value", "text"), [(None, "–"), (0, "0"), (12_345_678, "12.3 M"), (999, "999"), (0.1234, "0.1234")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0, "0"), (12_345_678, "12.3 M"), (999, "999"), (0.1234, "0.1234")],
+)
 def test_count(value: float | None, text: str) -> None:
     assert screen.count(value) == text
 
 
 def test_every_verb_takes_json_and_debug() -> None:
-    for verb in ("info a", "predict a b", "bench a --against b", "export a", "doctor", "report a", "fit"):
+    for verb in (
+        "info a",
+        "predict a b",
+        "bench a --against b",
+        "export a",
+        "doctor",
+        "report a",
+        "fit",
+    ):
         args = parser().parse_args([*verb.split(), "--json", "--debug"])
         assert args.json and args.debug
 
 
 def run(*words: str | Path, **more: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", "niwaki", *map(str, words)], text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    return subprocess.Popen(
+        [sys.executable, "-m", "niwaki", *map(str, words)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **more,
+    )
 
 
 def test_a_reader_that_leaves_is_no_error(artifact: Path, photos: Path) -> None:
@@ -356,12 +413,22 @@ sys.exit(main(sys.argv[1:]))
 
 
 def without_torch(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", BLOCKED, *map(str, words)], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKED, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_the_runtime_side_works_without_torch(artifact: Path, photos: Path) -> None:
-    for words in (["info", artifact], ["predict", artifact, photos / "b"], ["bench", artifact, "--against", artifact],
-                  ["doctor"], ["fit", "--help"]):
+    for words in (
+        ["info", artifact],
+        ["predict", artifact, photos / "b"],
+        ["bench", artifact, "--against", artifact],
+        ["doctor"],
+        ["fit", "--help"],
+    ):
         done = without_torch(*words)
         assert done.returncode == 0, done.stderr
         assert done.stdout

@@ -49,11 +49,24 @@ def record() -> dict[str, Any]:
             {"name": "keep 0.50", "cost": {"ms": 0.192}, "accuracy": 0.975, "outcome": "chosen"},
         ],
         "widths": [{"layer": f"layer{k}.conv", "before": 64, "after": 31 + k} for k in range(6)],
-        "histories": {"baseline": [{"epoch": k, "loss": 2.0 / k, "val_accuracy": 1 - 0.5 / k}
-                                   for k in range(1, 9)]},
-        "confusion": {"classes": ["oak", "pine", "fir"], "counts": [[9, 1, 0], [0, 8, 2], [0, 0, 10]]},
-        "wrong": [{"image": draw.integers(0, 256, (8, 8, 1)).astype(np.uint8), "name": "digits/7",
-                   "true": "oak", "predicted": "pine", "probability": 0.93}],
+        "histories": {
+            "baseline": [
+                {"epoch": k, "loss": 2.0 / k, "val_accuracy": 1 - 0.5 / k} for k in range(1, 9)
+            ]
+        },
+        "confusion": {
+            "classes": ["oak", "pine", "fir"],
+            "counts": [[9, 1, 0], [0, 8, 2], [0, 0, 10]],
+        },
+        "wrong": [
+            {
+                "image": draw.integers(0, 256, (8, 8, 1)).astype(np.uint8),
+                "name": "digits/7",
+                "true": "oak",
+                "predicted": "pine",
+                "probability": 0.93,
+            }
+        ],
         "proof_error": 2e-7,
         "machine": {"cpu": "some CPU", "isa": ["avx2"], "threads": 1},
         "versions": {"niwaki": "0.1.0"},
@@ -99,8 +112,16 @@ def page_of(value: dict[str, Any], folder: Path) -> Tags:
 
 def test_page_holds_every_part(tmp_path: Path) -> None:
     page = page_of(record(), tmp_path)
-    for words_ in ("0.48 of the latency, accuracy 97.8 % → 97.4 %, budget met", "oak", "layer3.conv",
-                   "image-corrupt", "class elm has one image", "some CPU", "keep 0.50", "2e-07"):
+    for words_ in (
+        "0.48 of the latency, accuracy 97.8 % → 97.4 %, budget met",
+        "oak",
+        "layer3.conv",
+        "image-corrupt",
+        "class elm has one image",
+        "some CPU",
+        "keep 0.50",
+        "2e-07",
+    ):
         assert words_ in page.text.replace("\n", " "), words_
     kinds = [tag for tag, _ in page.tags]
     assert kinds.count("svg") == 5
@@ -156,7 +177,9 @@ def test_report_json_draws_the_same_page_again(tmp_path: Path) -> None:
     page = report.build(record(), tmp_path).read_bytes()
     (tmp_path / "report.html").unlink()
     assert report.rebuild(tmp_path).read_bytes() == page
-    assert json.loads((tmp_path / "report.json").read_text())["wrong"][0]["image"].startswith("data:image/png")
+    assert json.loads((tmp_path / "report.json").read_text())["wrong"][0]["image"].startswith(
+        "data:image/png"
+    )
 
 
 def damage(value: dict[str, Any], how: str) -> dict[str, Any]:
@@ -179,8 +202,15 @@ def damage(value: dict[str, Any], how: str) -> dict[str, Any]:
     return value
 
 
-DAMAGES = ("no name", "no stages", "stages are text", "confusion not square", "picture from the network",
-           "picture of floats", "width is a word")
+DAMAGES = (
+    "no name",
+    "no stages",
+    "stages are text",
+    "confusion not square",
+    "picture from the network",
+    "picture of floats",
+    "width is a word",
+)
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -191,11 +221,19 @@ def test_a_record_that_does_not_fit_is_an_error(tmp_path: Path, how: str) -> Non
     assert not (tmp_path / "report.html").exists()
 
 
-@pytest.mark.parametrize(("text", "code"), [
-    (None, "report-missing"), ("{", "report-record"), ("[]", "report-record"), ("{}", "report-record"),
-    ("\x00", "report-record"),
-])
-def test_rebuild_of_a_damaged_folder_is_an_error(tmp_path: Path, text: str | None, code: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (None, "report-missing"),
+        ("{", "report-record"),
+        ("[]", "report-record"),
+        ("{}", "report-record"),
+        ("\x00", "report-record"),
+    ],
+)
+def test_rebuild_of_a_damaged_folder_is_an_error(
+    tmp_path: Path, text: str | None, code: str
+) -> None:
     if text is not None:
         (tmp_path / "report.json").write_text(text)
     with pytest.raises(RunError) as caught:
@@ -203,11 +241,14 @@ def test_rebuild_of_a_damaged_folder_is_an_error(tmp_path: Path, text: str | Non
     assert caught.value.code == code
 
 
-@pytest.mark.parametrize(("ms", "met", "says"), [
-    (0.192, True, "0.48 of the latency, accuracy 97.8 % → 97.4 %, budget met."),
-    (0.3, False, "0.75 of the latency, accuracy 97.8 % → 97.4 %, budget NOT met."),
-    (0.5, False, "No gain: 1.25 of the latency, accuracy 97.8 % → 97.4 %, budget NOT met."),
-])
+@pytest.mark.parametrize(
+    ("ms", "met", "says"),
+    [
+        (0.192, True, "0.48 of the latency, accuracy 97.8 % → 97.4 %, budget met."),
+        (0.3, False, "0.75 of the latency, accuracy 97.8 % → 97.4 %, budget NOT met."),
+        (0.5, False, "No gain: 1.25 of the latency, accuracy 97.8 % → 97.4 %, budget NOT met."),
+    ],
+)
 def test_headline(ms: float, met: bool, says: str) -> None:
     value = record()
     value["stages"][-1]["cost"]["ms"] = ms
@@ -215,7 +256,9 @@ def test_headline(ms: float, met: bool, says: str) -> None:
     assert words.headline(value) == says
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.961, 0.981), (3, 3), (0, 0), (-5, 7e9), (1e-9, 2e-9)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (0.961, 0.981), (3, 3), (0, 0), (-5, 7e9), (1e-9, 2e-9)]
+)
 def test_ticks_take_in_the_range_and_are_few(low: float, high: float) -> None:
     marks = charts.ticks(low, high)
     assert marks[0] <= low <= high <= marks[-1]
@@ -225,7 +268,10 @@ def test_ticks_take_in_the_range_and_are_few(low: float, high: float) -> None:
 
 
 def test_marks_lie_inside_the_chart() -> None:
-    marks = [charts.Mark(x, y, f"p{k}", "", "") for k, (x, y) in enumerate([(0.1, 0.2), (9, 1.0), (4, 0.999)])]
+    marks = [
+        charts.Mark(x, y, f"p{k}", "", "")
+        for k, (x, y) in enumerate([(0.1, 0.2), (9, 1.0), (4, 0.999)])
+    ]
     svg = charts.scatter(marks, title="t", x="x", y="y", limit=5.0, limit_says="b", floor=0.1)
     places = [(float(x), float(y)) for x, y in re.findall(r'cx="([-\d.]+)" cy="([-\d.]+)"', svg)]
     assert len(places) == 3
@@ -237,8 +283,10 @@ def test_marks_lie_inside_the_chart() -> None:
 
 def test_bars_are_as_long_as_the_widths() -> None:
     svg = charts.widths([("a", 64, 32), ("b", 32, 32)], title="t")
-    before, after = ([float(w) for w in re.findall(rf'class="{kind}"[^>]*? width="([\d.]+)"', svg)]
-                     for kind in ("before", "after"))
+    before, after = (
+        [float(w) for w in re.findall(rf'class="{kind}"[^>]*? width="([\d.]+)"', svg)]
+        for kind in ("before", "after")
+    )
     assert after[0] == pytest.approx(before[0] / 2, abs=0.1)
     assert before[1] == after[1] == pytest.approx(before[0] / 2, abs=0.1)
 
@@ -265,10 +313,13 @@ def test_pictures_keep_their_pixels() -> None:
     assert (back[::16, ::16] == pixels).all()
 
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+BROWSER = (
+    shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+)
 PROBE = """<script>
 addEventListener("load", () => {
-  const asked = performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:"));
+  const loaded = performance.getEntriesByType("resource").map(e => e.name);
+  const asked = loaded.filter(n => !n.startsWith("data:"));
   const found = {pictures: [...document.images].map(i => i.naturalWidth),
     charts: [...document.querySelectorAll("svg")].map(s => s.getBoundingClientRect().height),
     wide: document.documentElement.scrollWidth > innerWidth, asked};
@@ -277,16 +328,30 @@ addEventListener("load", () => {
 </script>"""
 
 
-def browse(page: Path, folder: Path, *, size: str = "1280,1000") -> tuple[dict[str, Any], list[str]]:
+def browse(
+    page: Path, folder: Path, *, size: str = "1280,1000"
+) -> tuple[dict[str, Any], list[str]]:
     """What a probe inside the page found, and the browser's console lines."""
     copy_ = folder / "probed.html"
     copy_.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
     assert BROWSER is not None
     done = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-         f"--user-data-dir={folder / 'profile'}", f"--window-size={size}", "--virtual-time-budget=2000",
-         "--dump-dom", copy_.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
+        [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            f"--user-data-dir={folder / 'profile'}",
+            f"--window-size={size}",
+            "--virtual-time-budget=2000",
+            "--dump-dom",
+            copy_.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
     found = re.search(r"<title>PROBE(.*?)</title>", done.stdout)
     assert found, done.stdout[:500]
@@ -309,8 +374,10 @@ def test_a_browser_shows_all_without_complaint(tmp_path: Path, size: str) -> Non
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
 def test_the_browser_check_can_fail(tmp_path: Path) -> None:
     page = tmp_path / "broken.html"
-    page.write_text('<!DOCTYPE html><html><body><img src="data:image/png;base64,AAAA">'
-                    '<script>console.error("seen")</script></body></html>')
+    page.write_text(
+        '<!DOCTYPE html><html><body><img src="data:image/png;base64,AAAA">'
+        '<script>console.error("seen")</script></body></html>'
+    )
     found, console = browse(page, tmp_path)
     assert found["pictures"] == [0]
     assert any("seen" in line for line in console)

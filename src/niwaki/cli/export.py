@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
 
 
 def _builder(name: str | None, artifact: Artifact) -> Builder | None:
-    """The user's own function as the artifact wants it: called only because the user named it here."""
+    """The user's own function as the artifact wants it; it runs because the user named it."""
     if name is None:
         return None
     from niwaki import nets

@@ -104,7 +104,7 @@ STAGES = ("baseline", "unpruned int8", "pruned", "distilled", "int8")
 
 
 def in_order(stages: Mapping[str, Any]) -> list[str]:
-    """Names of stages in the order they come about, unknown ones last; stored JSON has them sorted."""
+    """Names of stages in the order they come about, unknown ones last; stored JSON sorts them."""
     return sorted(stages, key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
 
 

@@ -1,34 +1,38 @@
-"""The report of a run: `report.html`, one self-contained page, and `report.json`, the record it is drawn from.
+"""The report of a run: `report.html`, one self-contained page, and `report.json`, its record.
 
-`build(record, folder)` writes both; `rebuild(folder)` draws the page again from `report.json`. The page holds no
-script and asks the network for nothing: charts are inline SVG (`charts.py`), pictures are data URIs (`pictures.py`).
+`build(record, folder)` writes both; `rebuild(folder)` draws the page again from `report.json`. The
+page holds no script and asks the network for nothing: charts are inline SVG (`charts.py`), pictures
+are data URIs (`pictures.py`).
 
-The record is plain JSON. A part that is missing or empty is left out of the page; `name` and `stages` are required.
+The record is plain JSON. A part that is missing or empty is left out of the page; `name` and
+`stages` are required.
 
     name         str, the run's name: the page's title
-    data         {"source": str, "train": int, "val": int, "test": int}: number of images in each split
-    model        str, as it was asked for: "niwaki:resnet8", "timm:resnet18", "net.py:make"
+    data         {"source": str, "train": int, "val": int, "test": int}: images in each split
+    model        str, as it was asked for: "niwaki:small", "timm:resnet18", "net.py:make"
     budget       {"asked": "latency=50%", "got": 0.48, "met": true, "max_drop": 0.01, "note": str}
-                 `got` in the budget's own terms: a share 0..1, a count, bytes or ms. `note` (optional): what a
-                 reader must know, such as "atoms are coarser than 2 %; this is the next point below"
+                 `got` in the budget's own terms: a share 0..1, a count, bytes or ms. `note`
+                 (optional): what a reader must know, such as "atoms are coarser than 2 %"
     default      name of the stage that is served by default: "int8" or "distilled"
-    stages       list, in order, of {"name": "baseline" | "pruned" | "distilled" | "int8" | any,
-                     "cost": {"macs", "params", "bytes", "ms"},               each a number or null
-                     "val", "test": {"accuracy", "low", "high"} or null,      0..1; low, high: 95 % interval
-                     "flipped": share 0..1 of test predictions that differ from the baseline's, or null}
-                 the first is the uncompressed one. Optional extra stages are welcome ("unpruned int8")
-    points       list of {"name": str, "cost": {as above}, "accuracy": 0..1 or null (val),
-                     "outcome": "chosen" | "too lossy" | "too costly" | "baseline" | any short text}
-                 every point that was tried, the baseline among them
-    widths       list, in order of the network, of {"layer": str, "before": int, "after": int}: output channels
-    histories    {stage name: [{"epoch": int, "loss": float, "val_accuracy": float or null, ...}]}, in order
-    confusion    {"classes": [K names], "counts": [K][K] int}: rows true, columns predicted, default export on test
-    wrong        list, worst first, of {"image": uint8 array [H,W], [H,W,1] or [H,W,3], or a "data:image/png;..." URI,
-                     "name": str, "true": str, "predicted": str, "probability": 0..1 of what was predicted}
+    stages       list, in order, the uncompressed one first, of
+                 {"name": "baseline" | "pruned" | "distilled" | "int8" | "unpruned int8" | any,
+                  "cost": {"macs", "params", "bytes", "ms"},            each a number or null
+                  "val", "test": {"accuracy", "low", "high"} or null,   0..1, 95 % interval
+                  "flipped": share 0..1 of test predictions unlike the baseline's, or null}
+    points       every point tried, the baseline among them: list of
+                 {"name": str, "cost": {as above}, "accuracy": 0..1 or null (val),
+                  "outcome": "chosen" | "too lossy" | "too costly" | "baseline" | any short text}
+    widths       output channels in the network's order: [{"layer": str, "before", "after": int}]
+    histories    {stage: [{"epoch": int, "loss": float, "val_accuracy": float or null, ...}]}
+    confusion    {"classes": [K names], "counts": [K][K] int}: rows true, columns predicted, of the
+                 default export on test
+    wrong        worst first, list of {"image": uint8 array [H,W], [H,W,1] or [H,W,3], or a
+                 "data:image/png;..." URI, "name", "true", "predicted": str,
+                 "probability": 0..1 of what was predicted}
     proof_error  float or null: the proof of surgery's largest error over the output's deviation
     machine      {"cpu": str, "isa": [str], "threads": int}
     versions     {package: version}
-    problems     list of {"path", "code", "message"}: images left out
+    problems     images left out: [{"path", "code", "message"}]
     warnings     list of str
     seconds      float, wall time of the whole run
 """

@@ -35,8 +35,8 @@ def build(record: Mapping[str, Any], folder: str | Path) -> Path:
         page = draw(plain)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise RunError(
-            f"report: the record does not fit: {type(error).__name__}: {error}. It needs 'name' and "
-            "'stages', and each part as niwaki.report describes it.",
+            f"report: the record does not fit: {type(error).__name__}: {error}. It needs "
+            "'name' and 'stages', and each part as niwaki.report describes it.",
             code="report-record",
         ) from error
     folder = Path(folder)
@@ -54,7 +54,7 @@ def rebuild(folder: str | Path) -> Path:
     path = Path(folder) / "report.json"
     if not path.is_file():
         raise RunError(
-            f"report: {path} is not there. Give the folder that niwaki fit wrote, after it has ended.",
+            f"report: {path} is not there. Give a folder that niwaki fit wrote and finished.",
             code="report-missing",
         )
     try:

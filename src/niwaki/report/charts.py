@@ -1,7 +1,8 @@
-"""Charts as inline SVG, by small pure functions: data in, markup out. No script, no fonts, no network.
+"""Charts as inline SVG, by small pure functions: data in, markup out. No script, no network.
 
-Colours are CSS variables of the page, so that charts follow light and dark. All text is escaped. Every chart
-has a <title>, which screen readers read, and every mark its own, which browsers show under the pointer.
+Colours are CSS variables of the page, so that charts follow light and dark. All text is escaped.
+Every chart has a <title>, which screen readers read, and every mark its own, which browsers show
+under the pointer.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class _Axis:
 
 
 def ticks(low: float, high: float, *, count: int = 5) -> tuple[float, ...]:
-    """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten) whose ends take in low..high."""
+    """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten) that take in low..high."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return (0.0, 1.0)
     if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):
@@ -63,8 +64,17 @@ def ticks(low: float, high: float, *, count: int = 5) -> tuple[float, ...]:
     return tuple(round(k * step, 12) for k in range(first, last + 1))
 
 
-def scatter(marks: Sequence[Mark], *, title: str, x: str, y: str, limit: float | None = None,
-            limit_says: str = "", floor: float | None = None, floor_says: str = "") -> str:
+def scatter(
+    marks: Sequence[Mark],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    limit: float | None = None,
+    limit_says: str = "",
+    floor: float | None = None,
+    floor_says: str = "",
+) -> str:
     """Points with labels; `limit` is drawn as a vertical line, `floor` as a horizontal one.
 
     Args:
@@ -79,7 +89,9 @@ def scatter(marks: Sequence[Mark], *, title: str, x: str, y: str, limit: float |
         parts.append(_limit(across.at(limit), limit_says))
     if floor is not None:
         at = up.at(floor)
-        parts.append(f'<line class="floor" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(
+            f'<line class="floor" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+        )
         parts.append(_text(WIDTH - RIGHT - 4, at - 6, floor_says, "end", "note"))
     taken: list[tuple[float, float]] = []
     for mark in sorted(marks, key=lambda mark: mark.y):
@@ -124,8 +136,10 @@ def curves(lines: Sequence[Line], *, title: str, x: str, y: str, percent: bool =
         parts.append(f'<polyline class="line c{k % 4}" points="{path}"/>')
         for px, py, value in dots:
             says = f"{line.name}: {_number(value, percent)}"
-            parts.append(f'<circle class="c{k % 4}" cx="{px:.1f}" cy="{py:.1f}" r="2.5">'
-                         f"<title>{escape(says)}</title></circle>")
+            parts.append(
+                f'<circle class="c{k % 4}" cx="{px:.1f}" cy="{py:.1f}" r="2.5">'
+                f"<title>{escape(says)}</title></circle>"
+            )
         px, py = dots[-1][0] + 8, dots[-1][1] + 4
         while any(abs(py - b) < 15 and abs(px - a) < 80 for a, b in names):
             py -= 15
@@ -135,7 +149,7 @@ def curves(lines: Sequence[Line], *, title: str, x: str, y: str, percent: bool =
 
 
 def widths(rows: Sequence[tuple[str, int, int]], *, title: str) -> str:
-    """Bars of (layer, before, after): a pale bar for before, a full one for after, numbers behind."""
+    """Bars of (layer, before, after): a pale one for before, a full one for after, and numbers."""
     most = max((before for _, before, _ in rows), default=1) or 1
     high, left, right = 22, 190, 110
     scale = (WIDTH - left - right) / most
@@ -167,16 +181,30 @@ def heatmap(names: Sequence[str], counts: Sequence[Sequence[int]], *, title: str
         if cell >= 10:
             parts.append(_text(left - 8, y + cell / 2 + 4, _shorten(names[i], 17), "end", "tick"))
         for j, value in enumerate(row):
-            parts.append(_cell(left + j * cell, y, cell, value, value / total, i == j,
-                               f"{value} of {names[i]} taken for {names[j]}"))
+            parts.append(
+                _cell(
+                    left + j * cell,
+                    y,
+                    cell,
+                    value,
+                    value / total,
+                    i == j,
+                    f"{value} of {names[i]} taken for {names[j]}",
+                )
+            )
     if cell >= 10:
         for j, name in enumerate(names):
             x = left + j * cell + cell / 2 + 4
-            parts.append(f'<g transform="translate({x:.1f},{top - 8}) rotate(-45)">'
-                         + _text(0, 0, _shorten(name, 16), "start", "tick") + "</g>")
+            parts.append(
+                f'<g transform="translate({x:.1f},{top - 8}) rotate(-45)">'
+                + _text(0, 0, _shorten(name, 16), "start", "tick")
+                + "</g>"
+            )
     parts.append(_text(left - 8, top - 22, "predicted →", "end", "note"))
     parts.append(_text(left - 8, top - 7, "true ↓", "end", "note"))
-    return _svg(parts, title=title, height=top + cell * size + 10, width=left + cell * size + 5 * longest)
+    return _svg(
+        parts, title=title, height=top + cell * size + 10, width=left + cell * size + 5 * longest
+    )
 
 
 def _cell(x: float, y: float, size: float, value: int, share: float, right: bool, says: str) -> str:
@@ -187,12 +215,20 @@ def _cell(x: float, y: float, size: float, value: int, share: float, right: bool
     if value and size >= 20:
         shade = "on" if opacity > 0.55 else "tick"
         text = _text(x + size / 2 - 0.5, y + size / 2 + 4, str(value), "middle", shade)
-    return (f'<g><title>{escape(says)}</title><rect class="cell" {box}/>'
-            f'<rect class="{kind}" {box} fill-opacity="{opacity:.3f}"/>{text}</g>')
+    return (
+        f'<g><title>{escape(says)}</title><rect class="cell" {box}/>'
+        f'<rect class="{kind}" {box} fill-opacity="{opacity:.3f}"/>{text}</g>'
+    )
 
 
-def _axis(values: Sequence[float], start: float, end: float, *, most: float | None = None,
-          whole: bool = False) -> _Axis:
+def _axis(
+    values: Sequence[float],
+    start: float,
+    end: float,
+    *,
+    most: float | None = None,
+    whole: bool = False,
+) -> _Axis:
     low, high = min(values, default=0.0), max(values, default=1.0)
     marks = ticks(low, high, count=6)
     if whole:
@@ -206,7 +242,9 @@ def _axis(values: Sequence[float], start: float, end: float, *, most: float | No
     return _Axis(min(marks[0], low), max(marks[-1], high), start, end, marks)
 
 
-def _frame(across: _Axis, up: _Axis, *, x: str, y: str, percent: bool, right: float = WIDTH - RIGHT) -> str:
+def _frame(
+    across: _Axis, up: _Axis, *, x: str, y: str, percent: bool, right: float = WIDTH - RIGHT
+) -> str:
     parts = []
     for mark in up.ticks:
         at = up.at(mark)
@@ -227,13 +265,17 @@ def _number(value: float, percent: bool = False) -> str:
 
 
 def _shorten(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most // 2 - 1] + "…" + text[-(most - most // 2):]
+    return text if len(text) <= most else text[: most // 2 - 1] + "…" + text[-(most - most // 2) :]
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(text)}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(text)}</text>'
+    )
 
 
 def _svg(parts: Sequence[str], *, title: str, width: float = WIDTH, height: float = HEIGHT) -> str:
-    head = f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" style="max-width:{width:.0f}px">'
+    head = (
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" style="max-width:{width:.0f}px">'
+    )
     return f"{head}<title>{escape(title)}</title>{''.join(parts)}</svg>"

@@ -11,7 +11,7 @@ from niwaki.report.style import CSS
 
 Record = Mapping[str, Any]
 MOST_CLASSES = 40
-"""Above this many classes the confusion matrix gives way to a list of the pairs that are confused most."""
+"""Above this many classes the confusion matrix gives way to a list of pairs."""
 
 
 def draw(record: Record) -> str:
@@ -43,7 +43,9 @@ def _header(record: Record) -> str:
         counts = ", ".join(f"{data[k]} {k}" for k in ("train", "val", "test") if k in data)
         facts.append(f"data <b>{escape(str(data['source']))}</b> ({escape(counts)} images)")
     if budget.get("asked"):
-        facts.append(f"budget <b>{escape(_readable(budget['asked']))}</b>, got <b>{escape(_got(record))}</b>")
+        facts.append(
+            f"budget <b>{escape(_readable(budget['asked']))}</b>, got <b>{escape(_got(record))}</b>"
+        )
     note = f'<p class="say">{escape(str(budget["note"]))}</p>' if budget.get("note") else ""
     return (
         f'<header><p class="kicker">niwaki report</p><h1>{escape(str(record["name"]))} {badge}</h1>'
@@ -81,23 +83,37 @@ def _cards(record: Record) -> str:
         interval = f"95 % interval {words.percent(score['low'])} to {words.percent(score['high'])}"
         cards.append(_card(words.percent(score["accuracy"]), "test accuracy", interval))
     if last.get("flipped") is not None:
-        cards.append(_card(words.percent(last["flipped"]), "predictions flipped", "against the uncompressed"))
+        cards.append(
+            _card(words.percent(last["flipped"]), "predictions flipped", "against the uncompressed")
+        )
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
 
 
 def _card(big: str, says: str, small: str) -> str:
-    return f'<div class="card"><b>{escape(big)}</b><span>{escape(says)}</span><small>{escape(small)}</small></div>'
+    lines = f"<b>{escape(big)}</b><span>{escape(says)}</span><small>{escape(small)}</small>"
+    return f'<div class="card">{lines}</div>'
 
 
 def _section(title: str, body: str, *, says: str = "", wide: bool = False) -> str:
     if not body:
         return ""
     words_ = f'<p class="say">{says}</p>' if says else ""
-    return f'<section{" class=wide" if wide else ""}><h2>{escape(title)}</h2>{words_}{body}</section>'
+    return (
+        f"<section{' class=wide' if wide else ''}><h2>{escape(title)}</h2>{words_}{body}</section>"
+    )
 
 
 def _stages(record: Record) -> str:
-    head = ["stage", "MACs", "params", "file", "latency", "val accuracy", "test accuracy", "flipped"]
+    head = [
+        "stage",
+        "MACs",
+        "params",
+        "file",
+        "latency",
+        "val accuracy",
+        "test accuracy",
+        "flipped",
+    ]
     rows = []
     default = words.served(record)["name"]
     for one in record["stages"]:
@@ -105,13 +121,26 @@ def _stages(record: Record) -> str:
         name = escape(str(one["name"]))
         if one["name"] == default:
             name += ' <span class="badge">default</span>'
-        cells = [words.quantity(field, cost.get(field)) for field in ("macs", "params", "bytes", "ms")]
+        cells = [
+            words.quantity(field, cost.get(field)) for field in ("macs", "params", "bytes", "ms")
+        ]
         cells += [words.percent(words.accuracy(one, "val")), _interval(one.get("test"))]
         cells.append(words.percent(one.get("flipped")))
-        rows.append(f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return _section("Stages", _table(head, rows), wide=True, says=(
-        "Flipped: share of test predictions that differ from the uncompressed model's, right or wrong. "
-        "Brackets: 95 % interval. Latency: median, one image at a time."))
+        rows.append(
+            f'<tr><th scope="row">{name}</th>'
+            + "".join(f"<td>{cell}</td>" for cell in cells)
+            + "</tr>"
+        )
+    return _section(
+        "Stages",
+        _table(head, rows),
+        wide=True,
+        says=(
+            "Flipped: share of test predictions that differ from the uncompressed model's, "
+            "right or wrong. "
+            "Brackets: 95 % interval. Latency: median, one image at a time."
+        ),
+    )
 
 
 def _interval(score: Mapping[str, float] | None) -> str:
@@ -124,7 +153,8 @@ def _interval(score: Mapping[str, float] | None) -> str:
 def _table(head: Sequence[str], rows: Sequence[str]) -> str:
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = "".join(rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll">{table}</div>'
 
 
 def _points(record: Record) -> str:
@@ -142,11 +172,19 @@ def _points(record: Record) -> str:
     limit, floor = _limit(record, field), _floor(record)
     unit = {"ms": "ms, median", "bytes": "MB", "macs": "millions", "params": "millions"}[field]
     chart = charts.scatter(
-        marks, title="Accuracy against cost of every point tried", x=f"{words.NOUN[field]} ({unit})",
-        y="accuracy on val", limit=limit, limit_says="budget", floor=floor, floor_says="lowest accuracy allowed",
+        marks,
+        title="Accuracy against cost of every point tried",
+        x=f"{words.NOUN[field]} ({unit})",
+        y="accuracy on val",
+        limit=limit,
+        limit_says="budget",
+        floor=floor,
+        floor_says="lowest accuracy allowed",
     )
     left = "Left of the dashed line is within the budget."
-    return _section(f"Accuracy against {words.NOUN[field]}", chart, says=f"Every point that was tried. {left}")
+    return _section(
+        f"Accuracy against {words.NOUN[field]}", chart, says=f"Every point that was tried. {left}"
+    )
 
 
 def _scaled(field: str, value: float) -> float:
@@ -174,28 +212,42 @@ def _floor(record: Record) -> float | None:
 
 
 def _widths(record: Record) -> str:
-    rows = [(str(one["layer"]), int(one["before"]), int(one["after"])) for one in record.get("widths") or []]
+    rows = [
+        (str(one["layer"]), int(one["before"]), int(one["after"]))
+        for one in record.get("widths") or []
+    ]
     if not rows:
         return ""
     chart = charts.widths(rows, title="Channels of each layer before and after")
     before, after = sum(row[1] for row in rows), sum(row[2] for row in rows)
-    share = f" {after} of {before} channels remain ({words.percent(after / before)})." if before else ""
+    share = (
+        f" {after} of {before} channels remain ({words.percent(after / before)})." if before else ""
+    )
     chart = f'<div class="tall" tabindex="0">{chart}</div>' if len(rows) > 24 else chart
-    return _section("Widths", chart, says=f"Output channels of each layer, before (pale) and after.{share}")
+    return _section(
+        "Widths", chart, says=f"Output channels of each layer, before (pale) and after.{share}"
+    )
 
 
 def _histories(record: Record) -> str:
     histories = {str(k): v for k, v in (record.get("histories") or {}).items() if v}
     parts = []
-    for key, name, title in (("loss", "training loss", "Training loss by epoch"),
-                             ("val_accuracy", "accuracy on val", "Accuracy on val by epoch")):
+    for key, name, title in (
+        ("loss", "training loss", "Training loss by epoch"),
+        ("val_accuracy", "accuracy on val", "Accuracy on val by epoch"),
+    ):
         lines = [
-            charts.Line(stage, [(float(e["epoch"]), float(e[key])) for e in epochs if e.get(key) is not None])
+            charts.Line(
+                stage,
+                [(float(e["epoch"]), float(e[key])) for e in epochs if e.get(key) is not None],
+            )
             for stage, epochs in histories.items()
         ]
         lines = [line for line in lines if line.points]
         if lines:
-            parts.append(charts.curves(lines, title=title, x="epoch", y=name, percent=key != "loss"))
+            parts.append(
+                charts.curves(lines, title=title, x="epoch", y=name, percent=key != "loss")
+            )
     if not parts:
         return ""
     return _section("Training", f'<div class="pair">{"".join(parts)}</div>', wide=True)
@@ -209,19 +261,31 @@ def _confusion(record: Record) -> str:
     if len(counts) != len(names) or any(len(row) != len(names) for row in counts):
         raise ValueError(f"confusion.counts must be {len(names)} x {len(names)}")
     if len(names) > MOST_CLASSES:
-        return _section("Most confused", _pairs(names, counts), says="The default export on the test split.")
+        return _section(
+            "Most confused", _pairs(names, counts), says="The default export on the test split."
+        )
     chart = charts.heatmap(names, counts, title="Confusion matrix")
-    return _section("Confusion", chart, says="The default export on the test split; shade is the share of the row.")
+    return _section(
+        "Confusion",
+        chart,
+        says="The default export on the test split; shade is the share of the row.",
+    )
 
 
 def _pairs(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     pairs = sorted(
-        ((value, i, j) for i, row in enumerate(counts) for j, value in enumerate(row) if i != j and value),
+        (
+            (value, i, j)
+            for i, row in enumerate(counts)
+            for j, value in enumerate(row)
+            if i != j and value
+        ),
         reverse=True,
     )[:20]
     rows = [
         f'<tr><th scope="row">{escape(names[i])}</th><td>{escape(names[j])}</td>'
-        f"<td>{value} of {sum(counts[i])}</td></tr>" for value, i, j in pairs
+        f"<td>{value} of {sum(counts[i])}</td></tr>"
+        for value, i, j in pairs
     ]
     return _table(["true", "predicted", "images"], rows)
 
@@ -230,14 +294,19 @@ def _wrong(record: Record) -> str:
     figures = []
     for one in record.get("wrong") or []:
         true, guess = escape(str(one["true"])), escape(str(one["predicted"]))
-        name, sure = escape(str(one.get("name", ""))), words.percent(one.get("probability"), digits=0)
+        name, sure = (
+            escape(str(one.get("name", ""))),
+            words.percent(one.get("probability"), digits=0),
+        )
         figures.append(
             f'<figure><img src="{escape(one["image"])}" alt="{name}: {true} taken for {guess}">'
             f"<figcaption><b>{true}</b> taken for <b>{guess}</b> <small>{sure}</small>"
             f'<small class="file" title="{name}">{name}</small></figcaption></figure>'
         )
     body = f'<div class="wrong">{"".join(figures)}</div>' if figures else ""
-    return _section("Most wrong", body, says="Test images the default export is surest and wrong about.")
+    return _section(
+        "Most wrong", body, says="Test images the default export is surest and wrong about."
+    )
 
 
 def _notes(record: Record) -> str:
@@ -245,7 +314,8 @@ def _notes(record: Record) -> str:
     problems = record.get("problems") or []
     lines += [
         f"<li><code>{escape(str(one['path']))}</code> left out: {escape(str(one['message']))} "
-        f"<code>{escape(str(one['code']))}</code></li>" for one in problems[:100]
+        f"<code>{escape(str(one['code']))}</code></li>"
+        for one in problems[:100]
     ]
     if len(problems) > 100:
         lines.append(f"<li>and {len(problems) - 100} images more; all are in report.json</li>")
@@ -267,10 +337,19 @@ def _machine(record: Record) -> str:
         facts.append(("run took", f"{minutes} min {seconds} s"))
     if record.get("versions"):
         facts.append(("versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items())))
-    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts if v not in (None, ""))
+    rows = "".join(
+        f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts if v not in (None, "")
+    )
     return _section("Where this was measured", f"<dl>{rows}</dl>" if rows else "", wide=True)
 
 
 SECTIONS: tuple[Callable[[Record], str], ...] = (
-    _stages, _points, _widths, _histories, _confusion, _wrong, _notes, _machine,
+    _stages,
+    _points,
+    _widths,
+    _histories,
+    _confusion,
+    _wrong,
+    _notes,
+    _machine,
 )
