@@ -44,7 +44,8 @@ def loads(code: str) -> list[str]:
 def quickest(*command: str, rounds: int = 5) -> float:
     """Seconds of processor time of the quickest of several runs: on an idle machine, what it takes.
 
-    Wall time would measure how busy the machine is; these commands use one thread and wait for nothing.
+    Wall time would measure how busy the machine is; these commands use one thread and wait for
+    nothing.
     """
     times = []
     for _ in range(rounds):
