@@ -360,15 +360,18 @@ def _across_processes(model: nn.Module, loss: Tensor) -> None:
     _, world = parallel.join()
     if world == 1:
         return
-    gradients = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            if parameter.grad is None:  # a process whose share of a last, small batch is empty
-                parameter.grad = torch.zeros_like(parameter)
-            gradients.append(parameter.grad)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    reached = torch.tensor([float(p.grad is not None) for p in learning], device=loss.device)
+    for parameter in learning:
+        if parameter.grad is None:  # unused, or this process's share of a small batch is empty
+            parameter.grad = torch.zeros_like(parameter)
     running = [b for b in model.buffers() if b.is_floating_point()]
-    parallel.sum_([*gradients, loss, *running])
-    torch._foreach_div_(running, world)
+    parallel.sum_([p.grad for p in learning if p.grad is not None] + [loss, reached, *running])
+    for buffer in running:
+        buffer.div_(world)
+    for parameter, count in zip(learning, reached.tolist(), strict=True):
+        if not count:  # unused in all processes: as in one alone it must not even decay
+            parameter.grad = None
 
 
 @contextlib.contextmanager
