@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTS ?= tests
 
-.PHONY: help setup demo quick test lint bench docs clean
+.PHONY: help setup demo quick test lint bench docs picture clean
 
 help:
 	@echo "make demo    set up, then train, prune and export on the built-in digits; the report is runs/demo/report.html"
@@ -49,3 +49,9 @@ docs: $(READY)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# The picture on the README's page, from digits only. Needs chromium.
+picture: $(READY)
+	$(BIN)/niwaki report runs/demo
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,1160 \
+		--screenshot=docs/report.png "file://$(CURDIR)/runs/demo/report.html"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Show = Callable[[Any], None]
+if TYPE_CHECKING:
+    from niwaki.loop import Progress
+
+    Show = Callable[[Progress], None]
 
 
 @contextlib.contextmanager
@@ -17,22 +20,27 @@ def bars() -> Iterator[Show]:
         yield lines()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bars
 
     columns = (
         TextColumn("{task.description:<10}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TextColumn("{task.fields[says]}"),
-        TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Bars(*columns, console=Console(stderr=True)) as progress:
         tasks: dict[str, Any] = {}
 
-        def show(now: Any) -> None:
+        def show(now: Progress) -> None:
             if now.stage not in tasks:
                 tasks[now.stage] = progress.add_task(now.stage, total=now.steps, says="")
-            progress.update(tasks[now.stage], completed=now.step, total=now.steps, says=says(now))
+            progress.update(
+                tasks[now.stage],
+                completed=now.step,
+                total=now.steps,
+                says=f"{says(now)}  {clock(now.eta)} left",
+            )
 
         yield show
 
@@ -40,7 +48,7 @@ def bars() -> Iterator[Show]:
 def lines() -> Show:
     """A `show(progress)` that prints a line for every epoch that has ended."""
 
-    def show(now: Any) -> None:
+    def show(now: Progress) -> None:
         if now.epoch_ended:
             text = f"{now.stage}: epoch {now.epoch}/{now.epochs}  {says(now)}"
             print(text, file=sys.stderr, flush=True)
@@ -48,11 +56,16 @@ def lines() -> Show:
     return show
 
 
-def says(now: Any) -> str:
+def says(now: Progress) -> str:
     """Loss and score of a Progress, in words."""
-    words = []
-    if now.loss is not None:
-        words.append(f"loss {now.loss:.4f}")
+    words = [f"loss {now.loss:.4f}"]
     if now.score is not None:
         words.append(f"val {100 * now.score:.1f} %")
     return "  ".join(words)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `1:05` or `2:00:00`."""
+    minutes, left = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
