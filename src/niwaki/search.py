@@ -128,7 +128,8 @@ class _Space:
             return {}
         least = self.floor(multiple)
         if least > limit:
-            raise unreachable(f"{self.field}={limit:.0f}", least, self.full)
+            asked = f"{self.field}={limit / self.full:.2%}"
+            raise unreachable(asked, least / self.full, relative=True)
         low, high = 0.0, _MOST  # low costs too much, high fits
         while high - low > 1e-3:
             middle = (low + high) / 2
@@ -171,11 +172,12 @@ def _blocks(items: list[int], first: int, size: int) -> Iterator[list[int]]:
         yield items[start : start + size]
 
 
-def unreachable(asked: str, least: float, full: float) -> BudgetError:
+def unreachable(asked: str, least: float, *, relative: bool) -> BudgetError:
     """The error that says how far down one can get."""
+    cost = f"{least:.1%} of the uncompressed model" if relative else f"{least:.6g}"
     return BudgetError(
-        f"budget {asked}: the narrowest network still costs {least:.6g} "
-        f"({least / full:.1%} of the uncompressed {full:.6g}). Ask for more, or lower min_width.",
+        f"budget {asked}: the narrowest network tried still costs {cost}. "
+        "Ask for more, or lower min_width.",
         code="budget-unreachable",
     )
 
@@ -286,7 +288,7 @@ class _Measured:
         least = self.space.floor(multiple)
         if not below:
             if points[0][0] <= least:
-                raise unreachable(self.budget.text, points[0][1], self.tried[0].got)
+                raise self._unreachable()
             target = _cross(points[0], points[1] if len(points) > 1 else None, asked * self.AIM)
             target = min(target, 0.9 * points[0][0])
         elif not above:
@@ -305,9 +307,12 @@ class _Measured:
         keep = self.space.cut(_MOST, multiple)
         narrowest = self._try(keep, multiple)
         if narrowest.got > self.budget.value:
-            least = min(found.got for found in self.tried)
-            raise unreachable(self.budget.text, least, self.tried[0].got)
+            raise self._unreachable()
         return narrowest
+
+    def _unreachable(self) -> BudgetError:
+        least = min(found.got for found in self.tried)
+        return unreachable(self.budget.text, least, relative=self.budget.relative)
 
     def _done(self, found: Found) -> Found:
         coarser = bool(found.keep) and found.got < self.budget.value * (1 - WITHIN)
