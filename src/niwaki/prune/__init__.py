@@ -12,7 +12,7 @@
 from niwaki.prune.choose import best, choose
 from niwaki.prune.proof import Proof, compare, prove, redrawn
 from niwaki.prune.scores import SCORES, score
-from niwaki.prune.step import Pruned, channels, cut
+from niwaki.prune.step import Pruned, channels, cut, drawn
 
 __all__ = [
     "SCORES",
@@ -23,6 +23,7 @@ __all__ = [
     "choose",
     "compare",
     "cut",
+    "drawn",
     "prove",
     "redrawn",
     "score",

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.prune.reference import NoReference, run
-from niwaki.surgery import Axes, Keep, Traced, shrink, trace
-from niwaki.surgery.trace import quiet
+from niwaki.surgery import Axes, Keep, Traced, shrink
+from niwaki.surgery.trace import quiet, with_weights
 
 TOLERANCE = 1e-4
 LEAST_DEVIATION = 1e-2
+LEAST_VARIATION = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,19 +29,24 @@ class Proof:
     """The outcome of one comparison.
 
     Args:
-        error: largest absolute difference of any output, over the original output's standard deviation.
-        deviation: that standard deviation; below 1e-2 the comparison proves nothing.
+        error: largest absolute difference of any output, over `variation` (so at least as strict as over
+            the deviation).
+        deviation: standard deviation of the original's output; up to 1e-2 the comparison proves nothing.
+        variation: the part of it between images (an output's constant part does not count); up to 1e-4 the
+            comparison proves nothing either.
         reason: why there is no number, if so.
     """
 
     error: float
     deviation: float
+    variation: float
     reason: str = ""
 
     @property
     def ok(self) -> bool:
         """Whether the error is at most 1e-4 on an output that varies."""
-        return self.error <= TOLERANCE and self.deviation > LEAST_DEVIATION
+        varies = self.deviation > LEAST_DEVIATION and self.variation > LEAST_VARIATION
+        return self.error <= TOLERANCE and varies
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; an error that is not a number is None."""
@@ -60,17 +66,20 @@ def compare(
     """
     inputs = example if isinstance(example, tuple) else (example,)
     before = _outputs(model, inputs)
-    deviation = min((float(o.double().std()) for o in before if o.numel() > 1), default=0.0)
+    spread = {
+        "deviation": min((float(o.double().std()) for o in before if o.numel() > 1), default=0.0),
+        "variation": min((_variation(o) for o in before if o.dim()), default=0.0),
+    }
     try:
         wanted = run(traced, kept, inputs)
     except NoReference as none:
-        return Proof(error=float("inf"), deviation=deviation, reason=str(none))
+        return Proof(error=float("inf"), **spread, reason=str(none))
     try:
         got = _outputs(pruned, inputs)
     except Exception as error:  # a wrong surgery may fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Proof(error=float("inf"), deviation=deviation, reason=f"the pruned model fails: {reason}")
-    return Proof(error=_error(got, wanted, before), deviation=deviation)
+        return Proof(error=float("inf"), **spread, reason=f"the pruned model fails: {reason}")
+    return Proof(error=_error(got, wanted, before), **spread)
 
 
 def _error(got: list[Tensor], wanted: list[Tensor], before: list[Tensor]) -> float:
@@ -78,10 +87,15 @@ def _error(got: list[Tensor], wanted: list[Tensor], before: list[Tensor]) -> flo
         return float("inf")
     worst = 0.0
     for g, w, original in zip(got, wanted, before, strict=True):
-        scale = float(original.double().std()) if original.numel() > 1 else 1.0
+        scale = _variation(original) if original.dim() else 1.0
         error = float((g.double() - w.double()).abs().max()) / max(scale, 1e-12)
         worst = max(worst, error if error == error else float("inf"))
     return worst
+
+
+def _variation(output: Tensor) -> float:
+    """Root mean square of an output `[B, ...]` around its mean over the images."""
+    return float(output.double().var(dim=0, unbiased=False).mean().sqrt())
 
 
 def _outputs(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
@@ -143,7 +157,9 @@ def prove(model: nn.Module, axes: Axes, keep: Keep, example: Any, *, seed: int =
     """
     drawn = redrawn(model, example, seed=seed)
     kept = axes.kept_indices(keep)
-    first = compare(trace(drawn, example), drawn, shrink(drawn, axes, keep, example=example), kept, example)
-    own = axes.traced
-    second = compare(own, model, shrink(model, axes, keep, example=example), kept, example)
-    return first, second
+
+    def proof(net: nn.Module) -> Proof:
+        small = shrink(net, axes, keep, example=example)
+        return compare(with_weights(axes.traced, net), net, small, kept, example)
+
+    return proof(drawn), proof(model)

@@ -63,18 +63,32 @@ def cut(model: nn.Module, axes: Axes, keep: Keep, *, example: Tensor | tuple[Any
 
 
 def varied(example: Tensor | tuple[Any, ...], *, images: int = 8) -> tuple[Any, ...]:
-    """Proof inputs of at least `images` images: given ones that vary, or noise of the same shape."""
+    """Proof inputs of at least `images` images: those given, or else drawn ones of the same shape.
+
+    Drawn images differ in brightness, coarse structure and grain: with mere noise, a network that ends in a
+    mean over pixels says nearly the same of all, and a proof on a constant output proves nothing.
+    """
     inputs = example if isinstance(example, tuple) else (example,)
     draw = torch.Generator().manual_seed(0)
 
     def grown(x: Any) -> Any:
         if not isinstance(x, Tensor) or x.dim() == 0 or not x.is_floating_point() or len(x) >= images:
             return x
-        return torch.randn((images, *x.shape[1:]), generator=draw).to(x)
+        return drawn((images, *x.shape[1:]), draw).to(x)
 
     grown_inputs = tuple(grown(x) for x in inputs)
     same = {len(x) for x in grown_inputs if isinstance(x, Tensor) and x.dim()}
     return grown_inputs if len(same) == 1 else inputs
+
+
+def drawn(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+    """Random inputs float32 of a shape, structured where they are images `[B, C, H, W]`."""
+    grain = torch.randn(shape, generator=draw)
+    if len(shape) != 4:
+        return grain
+    level = torch.randn((*shape[:2], 1, 1), generator=draw)
+    coarse = torch.randn((*shape[:2], 4, 4), generator=draw)
+    return 0.5 * grain + level + nn.functional.interpolate(coarse, shape[2:], mode="bilinear")
 
 
 def _fine(proofs: tuple[Proof, Proof] | None) -> bool:

@@ -170,6 +170,8 @@ def attention(walk: Walk, node: fx.Node) -> Axes:
             atoms.keep(_axes(walk, x)[-3])
     atoms.tie(_axes(walk, q)[-1], _axes(walk, k)[-1])
     atoms.tie(_axes(walk, k)[-2], _axes(walk, v)[-2])
+    if _shape(q)[-1] == _shape(v)[-1]:  # one head size in the module's code, as a rule
+        atoms.tie(_axes(walk, q)[-1], _axes(walk, v)[-1])
     lead = _broadcast(walk, [(q, 2), (k, 2), (v, 2), *([(mask, 2)] if mask is not None else [])])
     if mask is not None:
         for back, axis in ((1, _axes(walk, k)[-2]), (2, _axes(walk, q)[-2])):

@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -110,6 +110,13 @@ def _traced(program: ExportedProgram, inputs: tuple[Any, ...], dynamic: bool) ->
     tensors = {node: held[name] for node, name in names.items() if isinstance(held.get(name), Tensor)}
     batch = next((x.shape[0] for x in inputs if isinstance(x, Tensor) and x.ndim), 1)
     return Traced(program, tensors, names, batch, dynamic, tuple(signature.user_inputs))
+
+
+def with_weights(traced: Traced, model: nn.Module) -> Traced:
+    """The same graph with another model's parameters and buffers behind it; its structure must be the same."""
+    state = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    tensors = {node: state.get(traced.names[node], held) for node, held in traced.tensors.items()}
+    return replace(traced, tensors=tensors)
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
