@@ -7,6 +7,7 @@ What is done around the quantizer, and why (each made the file faster or closer 
 - The pixels are already u8: they enter the first integer convolution directly, with scale 1 and
   zero point 0, or, where all channels are normalised alike, with the normalisation itself as their
   scale and zero point, which costs nothing.
+- Shortcuts that pad channels with zeros become 1x1 convolutions (onnx_rewrite.py).
 - The last linear layer's output and all that follows it (softmax) stay float: probabilities need
   finer steps.
 
@@ -30,6 +31,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from niwaki.runtimes import onnx_rewrite
 from niwaki.spec import Spec
 
 OPERATORS = (
@@ -49,6 +51,8 @@ def quantize(proto: Any, calib: npt.NDArray[np.uint8], spec: Spec) -> Any:
         proto: changed in place.
         calib: uint8 `[N, H, W, C]` that set the ranges of activations.
     """
+    onnx_rewrite.selections(proto)
+    onnx_rewrite.drop_unused(proto.graph)
     transpose, cast, normalise = proto.graph.node[:3]
     assert [n.op_type for n in (transpose, cast, normalise)] == ["Transpose", "Cast", "Conv"]
     if _alike(spec):
@@ -68,7 +72,7 @@ def quantize(proto: Any, calib: npt.NDArray[np.uint8], spec: Spec) -> Any:
         _output_of(graph, "DequantizeLinear", _output_of(graph, "QuantizeLinear", logits)),
         logits,
     )
-    _drop_unused(graph)
+    onnx_rewrite.drop_unused(graph)
     return quantized
 
 
@@ -111,21 +115,6 @@ def _replace(graph: Any, old: str, new: str) -> None:
     """Lets all who read `old` read `new`."""
     for node in graph.node:
         node.input[:] = [new if name and name == old else name for name in node.input]
-
-
-def _drop_unused(graph: Any) -> None:
-    """Takes away nodes and weights that nothing leads from to an output."""
-    used = {output.name for output in graph.output}
-    kept = []
-    for node in reversed(graph.node):  # outputs first: what nobody reads any more goes
-        if used.intersection(node.output):
-            kept.append(node)
-            used.update(node.input)
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
-    initializers = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(initializers)
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]
