@@ -53,5 +53,5 @@ clean:
 # The picture on the README's page, from digits only. Needs chromium.
 picture: $(READY)
 	$(BIN)/niwaki report runs/demo
-	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,1160 \
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,1400 \
 		--screenshot=docs/report.png "file://$(CURDIR)/runs/demo/report.html"

@@ -40,7 +40,9 @@ def build(record: Mapping[str, Any], folder: str | Path) -> Path:
             code="report-record",
         ) from error
     folder = Path(folder)
-    files.write_json(folder / "report.json", plain)
+    # not files.write_json: it sorts keys, and the order of `histories` is part of the page
+    text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
+    files.write_bytes(folder / "report.json", (text + "\n").encode())
     files.write_bytes(folder / "report.html", page.encode())
     return folder / "report.html"
 

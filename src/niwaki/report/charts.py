@@ -140,11 +140,13 @@ def curves(lines: Sequence[Line], *, title: str, x: str, y: str, percent: bool =
                 f'<circle class="c{k % 4}" cx="{px:.1f}" cy="{py:.1f}" r="2.5">'
                 f"<title>{escape(says)}</title></circle>"
             )
-        px, py = dots[-1][0] + 8, dots[-1][1] + 4
+        ends_early = dots[-1][0] < WIDTH - RIGHT - 160
+        px, py = dots[-1][0] + (0 if ends_early else 8), dots[-1][1] + (-10 if ends_early else 4)
         while any(abs(py - b) < 15 and abs(px - a) < 80 for a, b in names):
             py -= 15
         names.append((px, py))
-        parts.append(_text(px, py, line.name, "start", f"label c{k % 4}"))
+        anchor = "middle" if ends_early else "start"
+        parts.append(_text(px, py, line.name, anchor, f"label c{k % 4}"))
     return _svg(parts, title=title)
 
 
