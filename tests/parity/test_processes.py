@@ -43,7 +43,7 @@ for name, (changed, count, norm) in CASES.items():
     model.register_parameter("unused", unused)
     losses = [p.loss for p in walk(model, None)]
     torch.save({"losses": losses, **model.state_dict()}, folder / f"{name}-{world}-{rank}.pt")
-model, path = net(norm=True), folder / f"{world}-{rank}" / "c"  # each process looks in a folder of its own
+model, path = net(norm=True), folder / f"{world}-{rank}" / "c"  # own folders
 for progress in (broken := walk(model, path)):
     if progress.step == 5:
         broken.close()

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from niwaki.distill.logits import logits
+from niwaki.distill.hinton import logits
 
 __all__ = ["logits"]
