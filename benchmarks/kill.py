@@ -2,10 +2,10 @@
 
     python benchmarks/kill.py --kills 50 [--budget macs=50%] [--seed 0]
 
-Each trial is a fresh run folder that is killed one to three times and then finished by the same command. Bytes of
-the weights and of both exports must equal those of a run that nothing disturbed. For a latency budget the
-uninterrupted run is given the journal of measured decisions first, which is what the promise says.
-Prints one JSON object; exit 1 when a run differs or fails.
+Each trial is a fresh run folder that is killed one to three times and then finished by the same
+command. Bytes of the weights and of both exports must equal those of a run that nothing disturbed.
+For a latency budget the uninterrupted run is given the journal of measured decisions first, which
+is what the promise says. Prints one JSON object; exit 1 when a run differs or fails.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ job.fit(
     max_drop=1.0, seed=1,
 )
 """
-NET = '''
+NET = """
 from torch import nn
 
 def make(classes, channels):
@@ -42,7 +42,7 @@ def make(classes, channels):
         nn.Conv2d(24, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, classes),
     )
-'''
+"""
 COMPARED = ("weights.safetensors", "exports/onnx/float32.onnx", "exports/onnx/int8.onnx")
 
 

@@ -1,10 +1,13 @@
-"""Plan: a list of Steps, a record to replay. A Step is a public function plus knobs; its signature is its schema.
+"""Plan: a list of Steps, a record to replay. A Step is a public function plus knobs; its signature
+is its schema.
 
-A step function reads `(model, *, needs..., knobs=...) -> nn.Module` and leaves its input untouched. Its keyword-only
-parameters named as fields of `Bench`, or without default, are needs: the Bench gives them when the plan is run. The
-others are knobs: checked here when the step is made, by `inspect`, so that a typo is found before an hour of training.
+A step function reads `(model, *, needs..., knobs=...) -> nn.Module` and leaves its input
+untouched. Its keyword-only parameters named as fields of `Bench`, or without default, are needs:
+the Bench gives them when the plan is run. The others are knobs: checked here when the step is
+made, by `inspect`, so that a typo is found before an hour of training.
 
-In TOML a plan is flat, and only functions of niwaki.train, niwaki.prune and niwaki.distill can be named:
+In TOML a plan is flat, and only functions of niwaki.train, niwaki.prune and niwaki.distill can be
+named:
 
     [[step]]
     do = "prune.channels"
@@ -54,7 +57,8 @@ class Bench:
         spec, task: what enters the model and what its outputs mean.
         train, val, calib: `data.Samples`; calib is what exports calibrate int8 on.
         teacher: the model to distill from.
-        example: float32 `[1, C, H, W]`, what the graph is traced with; made from `spec` when left out.
+        example: float32 `[1, C, H, W]`, what the graph is traced with; made from `spec` when left
+            out.
         show: called with each training step's `Progress`.
         checkpoint: a folder; each training step keeps its own checkpoint file in it.
     """
@@ -147,7 +151,8 @@ class Plan:
         """The plan as TOML that `from_toml` reads back equal.
 
         Raises:
-            PlanError: a step is no function of niwaki, or a knob's value cannot be written. [plan-toml]
+            PlanError: a step is no function of niwaki, or a knob's value cannot be written.
+                [plan-toml]
         """
         document = tomlkit.document()
         tables = tomlkit.aot()
@@ -166,7 +171,8 @@ class Plan:
         """The plan in a TOML file.
 
         Raises:
-            PlanError: the file cannot be read, or is no plan. [plan-file, plan-toml, plan-step, plan-knob]
+            PlanError: the file cannot be read, or is no plan. [plan-file, plan-toml, plan-step,
+                plan-knob]
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -179,7 +185,8 @@ class Plan:
         """The plan that a TOML text describes.
 
         Raises:
-            PlanError: it is no TOML, or holds a key, step or knob that does not exist. [plan-toml, plan-step, plan-knob]
+            PlanError: it is no TOML, or holds a key, step or knob that does not exist. [plan-toml,
+                plan-step, plan-knob]
         """
         try:
             tables = tomllib.loads(text)
@@ -187,9 +194,7 @@ class Plan:
             raise PlanError(f"plan: this is not TOML: {error}.", code="plan-toml") from error
         for key in tables:
             if key != "step":
-                raise PlanError(
-                    f"plan: unknown key {key!r}, expected only [[step]] tables.", code="plan-toml"
-                )
+                raise PlanError(f"plan: unknown key {key!r}, expected only [[step]] tables.", code="plan-toml")
         entries = tables.get("step", [])
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise PlanError("plan: 'step' must be tables: [[step]].", code="plan-toml")
@@ -205,7 +210,8 @@ def step(what: str | StepFunction, **knobs: Any) -> Step:
     """A Step of that function, its knobs checked against the function's signature.
 
     Args:
-        what: `"prune.channels"`, or the function itself (then any function of a step's shape will do).
+        what: `"prune.channels"`, or the function itself (then any function of a step's shape will
+            do).
         knobs: keyword-only parameters of the function that have a default.
     Raises:
         PlanError: there is no such step or no such knob. [plan-step, plan-knob]
@@ -214,7 +220,8 @@ def step(what: str | StepFunction, **knobs: Any) -> Step:
     name = what if isinstance(what, str) else _name(function)
     if not is_step(function):
         raise PlanError(
-            f"step {name}: its signature must read (model, *, needs, knobs=...), got {inspect.signature(function)}.",
+            f"step {name}: its signature must read (model, *, needs, knobs=...), got "
+            f"{inspect.signature(function)}.",
             code="plan-step",
         )
     known = _knobs(function)
@@ -261,8 +268,7 @@ def check_effect(name: str, before: nn.Module, after: nn.Module) -> None:
     """
     old, new = before.state_dict(), after.state_dict()
     same = old.keys() == new.keys() and all(
-        old[key].shape == new[key].shape and bool((old[key].cpu() == new[key].cpu()).all())
-        for key in old
+        old[key].shape == new[key].shape and bool((old[key].cpu() == new[key].cpu()).all()) for key in old
     )
     if same:
         raise PlanError(
@@ -295,7 +301,8 @@ def _name(function: StepFunction) -> str:
 def _named(item: Step) -> str:
     if item.do not in names():
         raise PlanError(
-            f"step {item.do}: only steps of niwaki ({', '.join(names())}) can be written as TOML; keep this plan in Python.",
+            f"step {item.do}: only steps of niwaki ({', '.join(names())}) can be written as "
+            "TOML; keep this plan in Python.",
             code="plan-toml",
         )
     return item.do
@@ -316,7 +323,8 @@ def _knobs(function: StepFunction) -> dict[str, Any]:
 
 
 def _supply(bench: Bench, name: str, label: str) -> Any:
-    """What the Bench gives for a need; an example is drawn from the spec, a checkpoint gets the step's own name."""
+    """What the Bench gives for a need; an example is drawn from the spec, a checkpoint gets the
+    step's own name."""
     value = getattr(bench, name)
     if name == "checkpoint" and value is not None:
         return value / label
@@ -331,9 +339,7 @@ def _unknown_knob(name: str, knob: str, known: Iterable[str]) -> str:
     if knob in NEEDS:
         return f"step {name}: {knob}= is given by the Bench when the plan runs; it is no knob."
     known = list(known)
-    return (
-        f"step {name}: unknown knob {knob!r}.{_nearest(knob, known)} Its knobs: {', '.join(known)}."
-    )
+    return f"step {name}: unknown knob {knob!r}.{_nearest(knob, known)} Its knobs: {', '.join(known)}."
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
@@ -365,6 +371,7 @@ def _plain(name: str, knob: str, value: Any) -> Any:
     if isinstance(value, str | bool | int | float) and finite:
         return value
     raise PlanError(
-        f"step {name}: {knob}={value!r} cannot stand in TOML: expected text, a finite number, true, false or a list of those.",
+        f"step {name}: {knob}={value!r} cannot stand in TOML: expected text, a finite number, "
+        "true, false or a list of those.",
         code="plan-toml",
     )

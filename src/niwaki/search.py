@@ -1,11 +1,13 @@
 """A budget turned into widths. Widths are searched by cost alone; accuracy is recovered once, afterwards.
 
-`macs` and `params` are counted, so the search is exact and always the same. `size` and `latency` are asked of a
-real export: `measure(keep)` makes the candidate and gives its cost in the budget's own terms, and a line through
-what was measured so far says which count to try next (bytes are about affine in parameters, time in
-multiply-adds). Candidates come from one function in all cases: the widest network within a count.
+`macs` and `params` are counted, so the search is exact and always the same. `size` and `latency`
+are asked of a real export: `measure(keep)` makes the candidate and gives its cost in the budget's
+own terms, and a line through what was measured so far says which count to try next (bytes are
+about affine in parameters, time in multiply-adds). Candidates come from one function in all cases:
+the widest network within a count.
 
-A found point costs at most what was asked, and within 2 % of it unless `coarser` says that channels are coarser.
+A found point costs at most what was asked, and within 2 % of it unless `coarser` says that
+channels are coarser.
 """
 
 from __future__ import annotations
@@ -70,8 +72,8 @@ def meet(
     Args:
         axes, scores: of `surgery.analyse` and `prune.score`.
         baseline: cost of the uncompressed model; shares are taken of it.
-        measure: for `size` and `latency`: the cost of a candidate in the budget's own terms. `{}` is the
-            unpruned network.
+        measure: for `size` and `latency`: the cost of a candidate in the budget's own terms. `{}`
+            is the unpruned network.
         multiples: widths to try, the best for the runtime first; one entry fixes it.
         choose: further knobs of `prune.choose` (scope, min_width, skip).
     Raises:
@@ -86,9 +88,7 @@ def meet(
     return _Measured(space, budget, measure, multiples).search()
 
 
-def widest(
-    axes: Any, scores: Scores, *, kind: str, limit: float, multiple: int = 1, **choose: Any
-) -> Found:
+def widest(axes: Any, scores: Scores, *, kind: str, limit: float, multiple: int = 1, **choose: Any) -> Found:
     """The widest network whose `macs` or `params` are at most `limit`, by counting alone.
 
     Raises:
@@ -113,9 +113,7 @@ class _Space:
     def cut(self, ratio: float, multiple: int) -> Keep:
         from niwaki import prune
 
-        keep: Keep = prune.choose(
-            self.axes, self.scores, ratio=ratio, multiple=multiple, **self.choose
-        )
+        keep: Keep = prune.choose(self.axes, self.scores, ratio=ratio, multiple=multiple, **self.choose)
         return keep
 
     def floor(self, multiple: int) -> int:
@@ -176,8 +174,7 @@ def unreachable(asked: str, least: float, *, relative: bool) -> BudgetError:
     """The error that says how far down one can get."""
     cost = f"{least:.1%} of the uncompressed model" if relative else f"{least:.6g}"
     return BudgetError(
-        f"budget {asked}: the narrowest network tried still costs {cost}. "
-        "Ask for more, or lower min_width.",
+        f"budget {asked}: the narrowest network tried still costs {cost}. Ask for more, or lower min_width.",
         code="budget-unreachable",
     )
 

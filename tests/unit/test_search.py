@@ -34,9 +34,7 @@ def opened(name: str) -> tuple[Any, Any]:
 
 def meet(text: str, name: str = "niwaki:small", **more: Any) -> search.Found:
     axes, scores = opened(name)
-    return search.meet(
-        Budget.parse(text), axes=axes, scores=scores, baseline=axes.cost({}), **more
-    )
+    return search.meet(Budget.parse(text), axes=axes, scores=scores, baseline=axes.cost({}), **more)
 
 
 @pytest.mark.parametrize("name", ["niwaki:small", "niwaki:resnet20"])
@@ -116,9 +114,7 @@ FULL_MACS = 12.7e6
 @pytest.mark.parametrize("share", [30, 50, 65])
 @pytest.mark.parametrize("power", [0.6, 1.0, 1.4])
 @pytest.mark.parametrize("fixed", [0.02, 0.2])
-def test_a_measured_budget_is_met_within_seven_exports(
-    share: int, power: float, fixed: float
-) -> None:
+def test_a_measured_budget_is_met_within_seven_exports(share: int, power: float, fixed: float) -> None:
     clock = Clock(lambda cost, _: 0.8 * (fixed + (1 - fixed) * (cost.macs / FULL_MACS) ** power))
     found = meet(f"latency={share}%", measure=clock)
     assert clock.asked <= search.EXPORTS + 1  # the start is exported anyway
@@ -129,9 +125,7 @@ def test_a_measured_budget_is_met_within_seven_exports(
 def test_noise_does_not_break_the_limit() -> None:
     draw = np.random.default_rng(0)
     for _ in range(10):
-        clock = Clock(
-            lambda cost, _: (0.1 + 0.8 * cost.macs / FULL_MACS) * (1 + 0.02 * draw.standard_normal())
-        )
+        clock = Clock(lambda cost, _: (0.1 + 0.8 * cost.macs / FULL_MACS) * (1 + 0.02 * draw.standard_normal()))
         found = meet("latency=50%", measure=clock)
         assert 0.45 <= found.got <= 0.5
         assert clock.asked <= search.EXPORTS + 2

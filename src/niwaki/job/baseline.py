@@ -1,7 +1,7 @@
 """The uncompressed model of a run: trained, saved, exported, scored and timed; and the stages' common parts.
 
-Each stage keeps what it made in the run folder and is skipped when it is there. Models are made again from the
-stored weights, so a resumed run walks on with the same bits.
+Each stage keeps what it made in the run folder and is skipped when it is there. Models are made
+again from the stored weights, so a resumed run walks on with the same bits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 from niwaki import runtimes, train
 from niwaki.artifact import Artifact
 from niwaki.job import measure
-from niwaki.job.work import by_name
+from niwaki.job.work import by_name, plan_text
 from niwaki.plan import Bench, Plan
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def baseline(work: Work) -> Baseline:
     scores = measure.module_scores(work, "baseline", model)
     int8_scores = measure.file_scores(work, "unpruned-int8", exports["int8"])
     files_at = {measure.REFERENCE: exports["float32"], "unpruned int8": exports["int8"]}
-    timing = measure.time_files(work, "timing:baseline", files_at, until=lambda _: True)
+    timing = measure.time_files(work, "timing:baseline", files_at, seconds=measure.QUICK)
     return Baseline(
         model=model,
         artifact=artifact,
@@ -80,6 +80,7 @@ def _trained(work: Work) -> nn.Module:
             val=work.data.val,
             epochs=arguments.epochs,
             seed=arguments.seed,
+            flip=work.data.flip,
             checkpoint=work.folder.stage("train.checkpoint"),
             show=work.show,
         )
@@ -98,14 +99,13 @@ def _unpruned_int8(work: Work, model: nn.Module) -> Path:
     return path
 
 
-def _precision(
-    work: Work, scores: dict[str, Any], int8_scores: dict[str, Any], timing: measure.Timing
-) -> str:
+def _precision(work: Work, scores: dict[str, Any], int8_scores: dict[str, Any], timing: measure.Timing) -> str:
     """int8 where its accuracy holds and, for a latency, where it is measured faster; else float32."""
     drop = scores["val"]["accuracy"] - int8_scores["val"]["accuracy"]
     if drop > work.arguments.max_drop + 1e-9:
         work.folder.note(
-            f"int8 of the uncompressed model already loses {drop:.1%} of val accuracy: the budget is asked of float32"
+            f"int8 of the uncompressed model already loses {drop:.1%} of val accuracy: the "
+            "budget is asked of float32"
         )
         return "float32"
     ratio = timing["unpruned int8"]["ratio"]
@@ -161,7 +161,7 @@ def save(
             task=work.task,
             builder=work.builder,
             fresh=work.fresh() if own else None,
-            plan=work.arguments.plan,
+            plan=plan_text(work.plan),
             extra=extra,
         )
         for precision in precisions:

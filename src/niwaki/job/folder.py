@@ -1,6 +1,6 @@
 """A run's folder: whose it is, what is already done, and a lock so that two runs never share it.
 
-    run.json          the arguments, the data's fingerprint, versions and thread count this folder belongs to
+    run.json          the arguments, the data's fingerprint, versions and thread count it belongs to
     journal.jsonl     measured decisions, each written before it is acted on
     stages/NAME.json  results of finished stages; stages/NAME.safetensors their weights
     result.json       what `fit` returns; once it is there the run is finished
@@ -52,9 +52,7 @@ class Folder:
             files.write_json(path, make())
         return read_json(path)
 
-    def weights(
-        self, name: str, model: Callable[[], nn.Module], make: Callable[[], nn.Module]
-    ) -> nn.Module:
+    def weights(self, name: str, model: Callable[[], nn.Module], make: Callable[[], nn.Module]) -> nn.Module:
         """A stage's model: `make()`, its tensors stored; or `model()` filled with the stored ones."""
         from safetensors.torch import load, save
 
@@ -94,8 +92,8 @@ def opened(path: Path, run: dict[str, Any]) -> Iterator[Folder]:
     """The run folder at `path`, locked while the block lasts; made when it is not there.
 
     Args:
-        run: `arguments`, `data` (fingerprint), `versions`, `threads`: written to a new folder, compared in an
-            old one.
+        run: `arguments`, `data` (fingerprint), `versions`, `threads`: written to a new folder,
+            compared in an old one.
     Raises:
         RunError: the folder is another run's, in use, damaged, or no run folder.
             [run-differs, run-locked, run-damaged, run-foreign]
@@ -127,13 +125,11 @@ def _owned(path: Path, run: dict[str, Any]) -> dict[str, Any]:
     if not file.exists():
         files.write_json(file, run)
     stored = read_json(file)
-    if not isinstance(stored, dict) or stored.keys() != run.keys():
-        raise RunError(
-            f"{file}: not a run of this version. Give another --out.", code="run-damaged"
-        )
+    if not isinstance(stored, dict) or stored.keys() != run.keys() or not isinstance(stored["arguments"], dict):
+        raise RunError(f"{file}: not a run of this version. Give another --out.", code="run-damaged")
     now = json.loads(files.dump_json(run))
     differs = [
-        f"{name} was {stored['arguments'].get(name)!r}, now {now['arguments'].get(name)!r}"
+        _difference(name, stored["arguments"].get(name), now["arguments"].get(name))
         for name in sorted({*stored["arguments"], *now["arguments"]})
         if stored["arguments"].get(name) != now["arguments"].get(name)
     ]
@@ -146,6 +142,12 @@ def _owned(path: Path, run: dict[str, Any]) -> dict[str, Any]:
             code="run-differs",
         )
     return stored
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if len(repr(before)) + len(repr(now)) > 200:
+        return f"{name} is another one"
+    return f"{name} was {before!r}, now {now!r}"
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ Timing = dict[str, dict[str, Any]]
 
 REFERENCE = "baseline"
 """The name of the uncompressed float export in every timing: ratios are to it."""
-QUICK, FULL = 1.0, 4.0
+QUICK, FULL = 1.0, 3.0
 """Seconds of an interleaved run: to steer a search, and for a figure that is reported."""
 SAMPLE_MS = 2.0
 """A sample lasts about this long: many calls, yet shorter than the slices in which a busy machine
@@ -57,9 +57,7 @@ def module_scores(work: Work, name: str, model: nn.Module) -> dict[str, Any]:
 
 def file_scores(work: Work, name: str, path: Path) -> dict[str, Any]:
     """`scores` of an exported file, run on its runtime."""
-    return scores(
-        work, name, lambda: runtimes.load("onnx").open(path, threads=work.arguments.threads)
-    )
+    return scores(work, name, lambda: runtimes.load("onnx").open(path, threads=work.arguments.threads))
 
 
 def flipped(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
@@ -68,18 +66,24 @@ def flipped(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
 
 
 def time_files(
-    work: Work, key: str, paths: Mapping[str, Path], *, until: Callable[[Timing], bool]
+    work: Work,
+    key: str,
+    paths: Mapping[str, Path],
+    *,
+    seconds: float,
+    until: Callable[[Timing], bool] = lambda _: True,
 ) -> Timing:
     """For each file `ms` (median), `p90` and `ratio` to `paths["baseline"]`, journaled under `key`.
 
     Args:
+        seconds: how long the run takes, about.
         until: given the timing so far, whether it can stand; else it goes on, all samples counted.
     """
 
     def decide() -> Timing:
         pooled: dict[str, list[float]] = {}
         for _ in range(AGAIN):
-            found = interleaved(work, paths, seconds=FULL, pooled=pooled)
+            found = interleaved(work, paths, seconds=seconds, pooled=pooled)
             if until(found):
                 break
         return found
@@ -103,8 +107,7 @@ def interleaved(
     image = work.data.train.batch([0], work.spec)
     load = runtimes.load("onnx")
     calls = {
-        name: _call(load.open(path, threads=work.arguments.threads), image)
-        for name, path in paths.items()
+        name: _call(load.open(path, threads=work.arguments.threads), image) for name, path in paths.items()
     }
     pooled = {} if pooled is None else pooled
     size, rounds = _plan(calls, seconds)
@@ -130,9 +133,7 @@ def _call(session: Predict, image: npt.NDArray[np.uint8]) -> Callable[[], object
 def _summary(pooled: Mapping[str, list[float]]) -> Timing:
     """Medians and ratios over the rounds in which the machine was quiet."""
     taken = {name: np.asarray(samples) for name, samples in pooled.items()}
-    quiet = {
-        name: samples <= DISTURBED * np.quantile(samples, 0.1) for name, samples in taken.items()
-    }
+    quiet = {name: samples <= DISTURBED * np.quantile(samples, 0.1) for name, samples in taken.items()}
     reference = taken[REFERENCE]
     found = {}
     for name, samples in taken.items():

@@ -1,4 +1,5 @@
-"""Points of a run: one compressed network each, pruned with proof, recovered, exported, scored, timed and judged."""
+"""Points of a run: one compressed network each, pruned with proof, recovered, exported, scored,
+timed and judged."""
 
 from __future__ import annotations
 
@@ -91,9 +92,7 @@ def _pruned(
     for group, reason in proof["left"].items():
         work.folder.note(f"{group} failed the proof of surgery and was left whole: {reason}")
     if "small" not in made:
-        made["small"] = surgery.shrink(
-            base.model, widths.axes, proof["keep"], example=widths.example
-        )
+        made["small"] = surgery.shrink(base.model, widths.axes, proof["keep"], example=widths.example)
     return made["small"].eval(), proof
 
 
@@ -124,10 +123,7 @@ def _judge(
     def default(timing: measure.Timing) -> tuple[str, float]:
         costs = _costs(found, exports, timing)
         reference = widths.baseline.with_(ms=timing[measure.REFERENCE]["ms"])
-        got = {
-            p: measure.got(work.budget, costs[p], reference, timing[STAGE_OF[p]])
-            for p in PRECISIONS
-        }
+        got = {p: measure.got(work.budget, costs[p], reference, timing[STAGE_OF[p]]) for p in PRECISIONS}
         times = {p: timing[STAGE_OF[p]]["ms"] for p in PRECISIONS}
         chosen = choose_default(work.budget, work.arguments.max_drop, drops, got, times)
         return chosen, got[chosen]
@@ -138,7 +134,11 @@ def _judge(
         **{STAGE_OF[p]: exports[p] for p in PRECISIONS},
     }
     timing = measure.time_files(
-        work, f"timing:{name}", files_at, until=lambda t: default(t)[1] <= work.budget.value
+        work,
+        f"timing:{name}",
+        files_at,
+        seconds=measure.FULL,
+        until=lambda timed: default(timed)[1] <= work.budget.value,
     )
     chosen, got = default(timing)
     costs = _costs(found, exports, timing)

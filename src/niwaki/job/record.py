@@ -49,15 +49,11 @@ def result(
     }
 
 
-def _stages(
-    base: Baseline, widths: Widths, point: Point
-) -> list[tuple[str, Cost, Mapping[str, Any]]]:
+def _stages(base: Baseline, widths: Widths, point: Point) -> list[tuple[str, Cost, Mapping[str, Any]]]:
     """(name, cost, scores) of every stage, all timed in one interleaved run."""
     times = point.timing
     uncompressed = widths.baseline.with_(ms=times[measure.REFERENCE]["ms"])
-    unpruned = widths.baseline.with_(
-        ms=times["unpruned int8"]["ms"], bytes=base.exports["int8"].stat().st_size
-    )
+    unpruned = widths.baseline.with_(ms=times["unpruned int8"]["ms"], bytes=base.exports["int8"].stat().st_size)
     return [
         ("baseline", uncompressed, base.scores),
         ("pruned", point.costs["pruned"], point.scores["pruned"]),
@@ -105,9 +101,7 @@ def record(
             "threads": work.arguments.threads,
         },
         "versions": work.folder.run["versions"],
-        "problems": [
-            {"path": p.path, "code": p.code, "message": p.message} for p in work.data.problems
-        ],
+        "problems": [{"path": p.path, "code": p.code, "message": p.message} for p in work.data.problems],
         "warnings": list(work.data.warnings),
         "seconds": seconds,
     }

@@ -48,13 +48,15 @@ def fit(
 
     Args:
         source: what `data.read` takes: a folder, zip, .npz or manifest; `digits` or `cifar10`.
-        model: `timm:NAME`, `niwaki:NAME`, `file.py:function`, a function `(classes=, channels=)`, or an
-            `nn.Module`. Default: `niwaki:small` below 64 pixels, else `timm:resnet18`.
-        budget: `latency=50%`, `latency=4ms`, `macs=40%`, `params=1.2M`, `size=3MB`; a share is what remains.
+        model: `timm:NAME`, `niwaki:NAME`, `file.py:function`, a function `(classes=, channels=)`,
+            or an `nn.Module`. Default: `niwaki:small` below 64 pixels, else `timm:resnet18`.
+        budget: `latency=50%`, `latency=4ms`, `macs=40%`, `params=1.2M`, `size=3MB`; a share is
+            what remains.
         max_drop: val accuracy that may be lost, 0..1.
         out: the run folder; default `runs/NAME` of the source.
         weights: a file to start from; with `epochs=0` the model is used as it is.
-        epochs, recover_epochs: of training, and of recovery after pruning (where the plan does not say).
+        epochs, recover_epochs: of training, and of recovery after pruning (where the plan does not
+            say).
         seed: of every draw.
         threads: of the latency that is measured.
         size: pixels of the model's input, one number or (height, width).
@@ -62,13 +64,15 @@ def fit(
         plan: a Plan, or the path of one in TOML. Default: prune.channels, then distill.logits.
         show: called with each training step's `loop.Progress`.
     Returns:
-        `artifact`, `baseline` (paths); `scores` {stage: {val, test: {accuracy, low, high}}}; `cost` {stage: {macs,
-        params, bytes, ms}}; `budget` {asked, got, met}; `default`, `flipped`, `drop`, `proof_error`, `points`,
-        `notes`. Stages: baseline, pruned, distilled, int8, and unpruned int8 for comparison.
+        `artifact`, `baseline` (paths); `scores` {stage: {val, test: {accuracy, low, high}}};
+        `cost` {stage: {macs, params, bytes, ms}}; `budget` {asked, got, met}; `default`,
+        `flipped`, `drop`, `proof_error`, `points`, `notes`. Stages: baseline, pruned, distilled,
+        int8, and unpruned int8 for comparison.
     Raises:
         BudgetError: no width costs so little, or no point tried holds the accuracy (exit 3).
             [budget-unreachable, budget-drop]
-        RunError: the folder is another run's or in use. [run-differs, run-locked, run-damaged, run-foreign]
+        RunError: the folder is another run's or in use. [run-differs, run-locked, run-damaged,
+            run-foreign]
         DataError, ModelError, PlanError: what was given cannot be used.
     """
     require("torch", extra="train")
@@ -78,12 +82,8 @@ def fit(
     read = data.read(source, seed=seed)
     spec = works.choose_spec(str(source), read, size)
     epochs = EPOCHS.get(str(source), _EPOCHS) if epochs is None else epochs
-    chosen = works.choose_plan(
-        plan,
-        epochs=_RECOVERY if recover_epochs is None else recover_epochs,
-        seed=seed,
-        flip=read.flip,
-    )
+    given = works.choose_plan(plan)
+    recover = _RECOVERY if recover_epochs is None else recover_epochs
     model = works.choose_model(spec) if model is None else model
     arguments = Arguments(
         source=Path(source).name,
@@ -92,11 +92,12 @@ def fit(
         max_drop=max_drop,
         weights=None if weights is None else Path(weights).name,
         epochs=epochs,
+        recover_epochs=recover,
         seed=seed,
         threads=threads,
         size=spec.size_hw,
         pretrained=pretrained,
-        plan=works.plan_text(chosen),
+        plan=works.plan_text(given),
         contents=works.contents(weights, model if isinstance(model, str) else None),
     )
     path = Path(out) if out is not None else Path("runs") / (Path(source).stem or "run")
@@ -112,7 +113,7 @@ def fit(
                 spec=spec,
                 task=Classify(read.classes),
                 budget=asked,
-                plan=chosen,
+                plan=works.filled(given, epochs=recover, seed=seed, flip=read.flip),
                 fresh=fresh,
                 builder=builder,
                 show=show,

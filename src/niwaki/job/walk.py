@@ -13,7 +13,7 @@ from niwaki.job.baseline import MODEL, Baseline, baseline
 from niwaki.job.points import SLACK, Point, point
 from niwaki.job.record import record, result
 from niwaki.job.widths import Widths
-from niwaki.job.work import Work
+from niwaki.job.work import Work, plan_text
 
 MILDER = (("milder-1", 1 / 3), ("milder-2", 2 / 3))
 """Points tried when the one asked for loses too much: the share of removed multiply-adds given back."""
@@ -23,7 +23,7 @@ def walk(work: Work) -> dict[str, Any]:
     """All stages in order; result.json comes last and ends the run."""
     began = time.perf_counter()
     files.write_json(work.folder.path / "splits.json", work.data.splits_json())
-    files.write_bytes(work.folder.path / "plan.toml", work.arguments.plan.encode())
+    files.write_bytes(work.folder.path / "plan.toml", plan_text(work.plan).encode())
     base = baseline(work)
     widths = Widths(work, base.model, base.exports)
     points = _points(work, base, widths)
@@ -43,13 +43,9 @@ def _points(work: Work, base: Baseline, widths: Widths) -> list[Point]:
     """The point asked for and, while the accuracy does not hold, at most two milder ones."""
     found = widths.find(base.precision, base.timing["baseline"]["ms"])
     if not found.keep:
-        work.folder.note(
-            "no pruning needed: the uncompressed network's export is within the budget"
-        )
+        work.folder.note("no pruning needed: the uncompressed network's export is within the budget")
     if found.coarser:
-        work.folder.note(
-            "channels are coarser than 2 % here: this is the next point below the budget"
-        )
+        work.folder.note("channels are coarser than 2 % here: this is the next point below the budget")
     points = [point(work, base, widths, "asked", found)]
     for name, share in MILDER:
         if points[-1].drop <= work.arguments.max_drop + SLACK or not found.keep:
@@ -80,5 +76,6 @@ def _lossy(work: Work, points: Sequence[Point]) -> dict[str, str]:
     return {
         "code": "budget-drop",
         "message": f"fit: no network tried holds the accuracy within --max-drop {work.arguments.max_drop:.1%} "
-        f"of val: {shown}. The points are kept; allow a larger --max-drop, a milder --budget or more epochs.",
+        f"of val: {shown}. The points are kept; allow a larger --max-drop, a milder --budget or "
+        "more epochs.",
     }

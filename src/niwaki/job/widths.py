@@ -85,9 +85,7 @@ class Widths:
         """The size or latency of a candidate in the budget's own terms, by a real export."""
         if self.work.budget.kind == "size":
             key = f"bytes:{precision}:{_digest(keep)}"
-            size = self.work.folder.journal.decide(
-                key, lambda: self._export(keep, precision).stat().st_size
-            )
+            size = self.work.folder.journal.decide(key, lambda: self._export(keep, precision).stat().st_size)
             cost = Cost(bytes=int(size))
             return self.work.budget.got(cost, self.baseline)
         return self._latency(keep, precision)

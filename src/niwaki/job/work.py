@@ -44,6 +44,7 @@ class Arguments:
     max_drop: float
     weights: str | None
     epochs: int
+    recover_epochs: int
     seed: int
     threads: int
     size: tuple[int, int]
@@ -83,7 +84,8 @@ class Work:
 
 
 def choose_spec(source: str, data: DataSet, size: int | tuple[int, int] | None) -> Spec:
-    """What enters the model: the size asked for, else 16x16 for digits, 224 for photographs, small images as they are."""
+    """What enters the model: the size asked for, else 16x16 for digits, 224 for photographs, small
+    images as they are."""
     if size is not None:
         size_hw = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     elif source == "digits":
@@ -112,11 +114,12 @@ def choose_model(spec: Spec) -> str:
     return "niwaki:small" if max(spec.size_hw) < SMALL else "timm:resnet18"
 
 
-def choose_plan(plan: str | Path | Plan | None, **values: Any) -> Plan:
-    """The plan as it will run: the default or the one given, with `values` for knobs that it leaves open.
+def choose_plan(plan: str | Path | Plan | None) -> Plan:
+    """The default plan, or the one given, or the one in a TOML file.
 
     Raises:
-        PlanError: it prunes twice, or is no plan. [plan-shape, plan-file, plan-toml, plan-step, plan-knob]
+        PlanError: it prunes twice, or is no plan.
+            [plan-shape, plan-file, plan-toml, plan-step, plan-knob]
     """
     if plan is None:
         plan = default()
@@ -128,7 +131,14 @@ def choose_plan(plan: str | Path | Plan | None, **values: Any) -> Plan:
             "Keep one, or run the plan yourself: Plan.run.",
             code="plan-shape",
         )
-    return Plan(*(_filled(item, values) for item in plan))
+    return plan
+
+
+def filled(plan: Plan, **values: Any) -> Plan:
+    """The plan as it will run: `values` for the knobs of training steps that it leaves open, steps of no
+    epochs left out."""
+    steps = (_filled(item, values) for item in plan)
+    return Plan(*(item for item in steps if item.knobs.get("epochs") != 0))
 
 
 def _filled(item: Step, values: dict[str, Any]) -> Step:
