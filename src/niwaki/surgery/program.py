@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from niwaki.errors import ArtifactError, ModelError, UnsafeArtifact
+from niwaki.errors import ArtifactError, ModelError, NiwakiError, UnsafeArtifact
 
 _ATEN = """
 _log_softmax _native_batch_norm_legit_no_training _safe_softmax _softmax _to_copy _unsafe_view
@@ -63,9 +63,7 @@ _CHECKS = (
 )
 _DROPPED = frozenset(f"aten.{name}" for name in _CHECKS)
 _LAYOUTS = {"strided": torch.strided}
-_MEMORY = {
-    name: getattr(torch, name) for name in ("contiguous_format", "channels_last", "preserve_format")
-}
+_MEMORY = {name: getattr(torch, name) for name in ("contiguous_format", "channels_last", "preserve_format")}
 _MAX_DEPTH = 8
 
 Names = Mapping[str, str]
@@ -106,6 +104,8 @@ def load(graph: Mapping[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     """
     try:
         return Program(graph, tensors)
+    except NiwakiError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise _broken(f"{type(error).__name__}: {str(error)[:120]}") from error
 
@@ -128,8 +128,7 @@ class Program(nn.Module):
         for name, value in tensors.items():
             _register(self, name, value, name in graph["parameters"])
         self._nodes = [
-            (str(n["name"]), _operator(n["op"]), list(n["args"]), dict(n["kwargs"]))
-            for n in graph["nodes"]
+            (str(n["name"]), _operator(n["op"]), list(n["args"]), dict(n["kwargs"])) for n in graph["nodes"]
         ]
         self._last = self._check_order()
         self.eval()
@@ -216,9 +215,7 @@ def _operator_name(node: Any) -> str:
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         name = str(target)
-        if target.namespace == "aten" and (
-            _base(name) in OPERATORS or name.rpartition(".")[0] in _DROPPED
-        ):
+        if target.namespace == "aten" and (_base(name) in OPERATORS or name.rpartition(".")[0] in _DROPPED):
             return name
     else:
         name = f"operator.{getattr(target, '__name__', target)}"
@@ -244,11 +241,10 @@ def _operator(name: Any) -> Callable[..., Any]:
         # a view was traced on the strides of a fake run; reshape is the view wherever there is one
         _, base, overload = name.replace("aten.view.default", "aten.reshape.default").split(".")
         found = getattr(getattr(torch.ops.aten, base), overload, None)
-        if isinstance(found, torch._ops.OpOverload):
+        if isinstance(found, torch._ops.OpOverload) and not found._schema.is_mutable:
             return found
     raise UnsafeArtifact(
-        f"the graph calls {str(name)[:80]!r}, which is not in the list of operators a file may "
-        "call.",
+        f"the graph calls {str(name)[:80]!r}, which is not in the list of operators a file may call.",
         code="program-operator",
     )
 
@@ -264,9 +260,7 @@ def _register(root: nn.Module, name: str, value: Tensor, parameter: bool) -> Non
             module.add_module(part, nn.Module())
         module = module.get_submodule(part)
     if parameter:
-        module.register_parameter(
-            last, nn.Parameter(value, requires_grad=value.is_floating_point())
-        )
+        module.register_parameter(last, nn.Parameter(value, requires_grad=value.is_floating_point()))
     else:
         module.register_buffer(last, value)
 
@@ -341,7 +335,6 @@ _SPECIAL: dict[str, Callable[[str], Any]] = {
 
 def _broken(what: str) -> ArtifactError:
     return ArtifactError(
-        f"graph.json: is not the graph of these weights ({what}). Fetch or make the artifact "
-        "again.",
+        f"graph.json: is not the graph of these weights ({what}). Fetch or make the artifact again.",
         code="program-graph",
     )
