@@ -141,10 +141,7 @@ def test_same_model_same_bytes_in_two_processes_and_folders(tmp_path: Path) -> N
         code = f"import sys; sys.path.insert(0, {str(root)!r})\n" + _ELSEWHERE
         subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True)
         digests.append(
-            [
-                hashlib.sha256((folder / f"{p}.onnx").read_bytes()).hexdigest()
-                for p in ("float32", "int8")
-            ]
+            [hashlib.sha256((folder / f"{p}.onnx").read_bytes()).hexdigest() for p in ("float32", "int8")]
         )
     assert digests[0] == digests[1]
 
@@ -188,9 +185,7 @@ def test_shortcuts_of_zeros_become_convolutions_and_stay_the_same() -> None:
     images = parity.noise(RGB, 3)
 
     def run() -> np.ndarray:
-        return onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"image": images})[
-            0
-        ]
+        return onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"image": images})[0]
 
     before, kinds = run(), [node.op_type for node in proto.graph.node]
     onnx_rewrite.selections(proto)
@@ -198,6 +193,75 @@ def test_shortcuts_of_zeros_become_convolutions_and_stay_the_same() -> None:
     assert {"Pad", "Slice"} <= set(kinds)
     assert not {"Pad", "Slice"} & {node.op_type for node in proto.graph.node}
     np.testing.assert_allclose(run(), before, atol=1e-6)
+
+
+class NormFirst(nn.Module):
+    """Its first operator stays float, so that the pixels do too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.LayerNorm([1, 16, 16]), nn.Conv2d(1, 5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(self.norm(x)).mean((2, 3))
+
+
+def test_a_float_operator_may_come_first(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = parity.noise(GREY, 8)
+    path = tmp_path / "x.onnx"
+    model = NormFirst().eval()
+    ONNX.export(model, GREY, path, task=TASK, precision="int8", calib=images)
+    found = parity.check(model, path, GREY, task=TASK, images=images, precision="int8")
+    assert found.error < 0.02
+
+
+class Dense(nn.Module):
+    """A batch norm before a convolution, behind a concatenation: nothing it could be folded
+    into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(8, 5, 3)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        return self.b(self.norm(torch.cat([x, x.relu()], 1)).relu()).mean((2, 3))
+
+
+def test_norms_that_cannot_be_folded_become_convolutions() -> None:
+    torch.manual_seed(0)
+    proto = onnx_export._trace(settled(Dense(), RGB), RGB, TASK, as_convolution=True)
+    images = parity.noise(RGB, 3)
+
+    def run() -> np.ndarray:
+        return onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"image": images})[0]
+
+    before, kinds = run(), [node.op_type for node in proto.graph.node]
+    onnx_rewrite.norms(proto)
+    assert "BatchNormalization" in kinds
+    assert "BatchNormalization" not in [node.op_type for node in proto.graph.node]
+    np.testing.assert_allclose(run(), before, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        *[("resnet18", 32), ("densenet121", 32), ("mobilenetv2_100", 32), ("efficientnet_b0", 32)],
+        *[("mobilenetv3_small_100", 32), ("convnext_atto", 32), ("regnety_002", 32)],
+        ("vit_tiny_patch16_224", 224),
+    ],
+)
+def test_every_family_exports_in_both_precisions(name: str, size: int, tmp_path: Path) -> None:
+    """Both prove themselves while they are written."""
+    spec = Spec(size_hw=(size, size))
+    torch.manual_seed(0)
+    model = settled(nets.build(f"timm:{name}", classes=5), spec)
+    for precision in ("float32", "int8"):
+        calib = parity.noise(spec, 8)
+        ONNX.export(model, spec, tmp_path / precision, task=TASK, precision=precision, calib=calib)
 
 
 def test_pads_of_pixels_are_no_selections() -> None:

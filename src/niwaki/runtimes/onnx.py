@@ -61,9 +61,7 @@ class Session:
         try:
             (probabilities,) = self._run([OUTPUT], {INPUT: np.ascontiguousarray(images)})
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-            raise RuntimeFailed(
-                f"ONNX Runtime failed: {_first_line(error)}", code="runtime-failed"
-            ) from error
+            raise RuntimeFailed(f"ONNX Runtime failed: {_first_line(error)}", code="runtime-failed") from error
         return np.asarray(probabilities, dtype=np.float32)
 
     def _check(self, images: npt.NDArray[np.uint8]) -> None:
@@ -130,11 +128,7 @@ def export(
     from niwaki.lazy import require
 
     onnx_export = require("niwaki.runtimes.onnx_export", extra="train")
-    return Path(
-        onnx_export.export(
-            model, spec, path, task=task, precision=precision, calib=calib, prove=prove
-        )
-    )
+    return Path(onnx_export.export(model, spec, path, task=task, precision=precision, calib=calib, prove=prove))
 
 
 def _read(path: Path) -> bytes:
@@ -154,8 +148,7 @@ def _read(path: Path) -> bytes:
 
 def _check_signature(session: Any, path: Path) -> None:
     got = [
-        [(v.name, v.type, len(v.shape)) for v in side]
-        for side in (session.get_inputs(), session.get_outputs())
+        [(v.name, v.type, len(v.shape)) for v in side] for side in (session.get_inputs(), session.get_outputs())
     ]
     if got != [[(INPUT, "tensor(uint8)", 4)], [(OUTPUT, "tensor(float)", 2)]]:
         raise RuntimeFailed(

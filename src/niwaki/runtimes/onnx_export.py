@@ -68,9 +68,7 @@ def export(
     files.write_bytes(path, proto.SerializeToString(deterministic=True))
     if prove:
         images = calib if calib is not None else parity.noise(spec, parity.IMAGES)
-        parity.check(
-            model, path, spec, task=task, images=images[: parity.IMAGES], precision=precision
-        )
+        parity.check(model, path, spec, task=task, images=images[: parity.IMAGES], precision=precision)
     return path
 
 
@@ -107,9 +105,7 @@ class Deployed(nn.Module):
         super().__init__()
         self.model, self.task, self.as_convolution = model, task, as_convolution
         mean, std = (np.array(v, np.float64) for v in (spec.mean, spec.std))
-        scale, shift = (
-            torch.tensor(v, dtype=torch.float32) for v in (1 / (255 * std), -mean / std)
-        )
+        scale, shift = (torch.tensor(v, dtype=torch.float32) for v in (1 / (255 * std), -mean / std))
         if as_convolution:
             self.register_buffer("scale", torch.diag(scale)[:, :, None, None])
             self.register_buffer("shift", shift)
@@ -188,9 +184,7 @@ def _means(size: int, out: int) -> npt.NDArray[np.float32]:
     return matrix
 
 
-def _mean(
-    self: Any, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: int = -1
-) -> Any:
+def _mean(self: Any, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: int = -1) -> Any:
     """aten.mean.dim; over height and width of `[N, C, H, W]` it is global pooling, which int8
     knows."""
     rank = len(self.shape)

@@ -7,7 +7,8 @@ What is done around the quantizer, and why (each made the file faster or closer 
 - The pixels are already u8: they enter the first integer convolution directly, with scale 1 and
   zero point 0, or, where all channels are normalised alike, with the normalisation itself as their
   scale and zero point, which costs nothing.
-- Shortcuts that pad channels with zeros become 1x1 convolutions (onnx_rewrite.py).
+- Batch norms that cannot be folded, and shortcuts that pad channels with zeros, become convolutions
+  (onnx_rewrite.py).
 - The last linear layer's output and all that follows it (softmax) stay float: probabilities need
   finer steps.
 
@@ -52,9 +53,11 @@ def quantize(proto: Any, calib: npt.NDArray[np.uint8], spec: Spec) -> Any:
         calib: uint8 `[N, H, W, C]` that set the ranges of activations.
     """
     onnx_rewrite.selections(proto)
+    onnx_rewrite.norms(proto)
     onnx_rewrite.drop_unused(proto.graph)
-    transpose, cast, normalise = proto.graph.node[:3]
-    assert [n.op_type for n in (transpose, cast, normalise)] == ["Transpose", "Cast", "Conv"]
+    transpose = _reader(proto.graph, "Transpose", "image")
+    cast = _reader(proto.graph, "Cast", transpose.output[0])
+    normalise = _reader(proto.graph, "Conv", cast.output[0])
     if _alike(spec):
         pixels = normalise.output[0]
         scale, zero = 1 / (255 * spec.std[0]), round(255 * spec.mean[0])
@@ -66,12 +69,10 @@ def quantize(proto: Any, calib: npt.NDArray[np.uint8], spec: Spec) -> Any:
     logits = proto.graph.node[-1].input[0]
     quantized = _run(proto, calib, skip, {"TensorQuantOverrides": {pixels: [ranges]}})
     graph = quantized.graph
-    _replace(graph, _output_of(graph, "QuantizeLinear", pixels), transpose.output[0])
-    _replace(
-        graph,
-        _output_of(graph, "DequantizeLinear", _output_of(graph, "QuantizeLinear", logits)),
-        logits,
-    )
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] == pixels:
+            _replace(graph, node.output[0], transpose.output[0])
+    _keep_float(graph, logits)
     onnx_rewrite.drop_unused(graph)
     return quantized
 
@@ -104,11 +105,16 @@ def _run(proto: Any, calib: npt.NDArray[np.uint8], skip: list[str], options: dic
         logging.disable(before)
 
 
-def _output_of(graph: Any, operator: str, value: str) -> str:
-    """What the first operator of that kind that reads `value` gives; "" where there is none."""
-    return next(
-        (n.output[0] for n in graph.node if n.op_type == operator and n.input[0] == value), ""
-    )
+def _reader(graph: Any, operator: str, value: str) -> Any:
+    """The first node of that kind that reads `value` first; one must be there."""
+    return next(n for n in graph.node if n.op_type == operator and n.input[0] == value)
+
+
+def _keep_float(graph: Any, value: str) -> None:
+    """Takes away the step to whole numbers and back behind `value`, where there is one."""
+    pairs = {n.input[0]: n.output[0] for n in graph.node if n.op_type == "QuantizeLinear"}
+    back = {n.input[0]: n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    _replace(graph, back.get(pairs.get(value, ""), ""), value)
 
 
 def _replace(graph: Any, old: str, new: str) -> None:

@@ -22,15 +22,16 @@ def selections(proto: Any) -> None:
     graph = proto.graph
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
-    widths = _channels(proto)
+    shapes = _shapes(proto)
     for place, node in enumerate(graph.node):
         pads = _channel_pads(node, values)
         if pads is None:
             continue
         source, stride = _strided(node.input[0], makers, values)
-        count = widths.get(source)
-        if count is None:
+        shape = shapes.get(source, [])
+        if len(shape) != 4 or not shape[1]:
             continue
+        count = shape[1]
         kernel = np.zeros((pads[0] + count + pads[1], count, 1, 1), np.float32)
         kernel[pads[0] + np.arange(count), np.arange(count)] = 1
         name = f"{node.output[0]}_kernel"
@@ -38,6 +39,33 @@ def selections(proto: Any) -> None:
         conv = helper.make_node("Conv", [source, name], list(node.output), strides=stride)
         graph.node[place].CopyFrom(conv)
         graph.node[place].name = f"Conv_{node.output[0]}"
+
+
+def norms(proto: Any) -> None:
+    """Turns batch norms that could not be folded into depthwise 1x1 convolutions, in place.
+
+    They stand before a convolution (DenseNet); ONNX Runtime has no batch norm on whole numbers.
+    """
+    graph = proto.graph
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    shapes = _shapes(proto)
+    for node in graph.node:
+        if node.op_type != "BatchNormalization" or len(shapes.get(node.input[0], [])) != 4:
+            continue
+        if any(name not in values for name in node.input[1:]):
+            continue
+        gamma, beta, mean, var = (values[name].astype(np.float64) for name in node.input[1:])
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+        scale = gamma / np.sqrt(var + epsilon)
+        shift = beta - mean * scale
+        names = [f"{node.output[0]}_scale", f"{node.output[0]}_shift"]
+        for name, array in zip(names, (scale[:, None, None, None], shift), strict=True):
+            graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+        conv = helper.make_node(
+            "Conv", [node.input[0], *names], [node.output[0]], group=len(scale), kernel_shape=[1, 1]
+        )
+        conv.name = f"Conv_{node.output[0]}"
+        node.CopyFrom(conv)
 
 
 def drop_unused(graph: Any) -> None:
@@ -55,22 +83,18 @@ def drop_unused(graph: Any) -> None:
     graph.initializer.extend(initializers)
 
 
-def _channels(proto: Any) -> dict[str, int]:
-    """Number of channels of each value of four dimensions, where it is known."""
+def _shapes(proto: Any) -> dict[str, list[int]]:
+    """Shape of each value where it is known, 0 for a free size."""
     graph = onnx.shape_inference.infer_shapes(proto).graph
-    out = {}
-    for value in (*graph.value_info, *graph.input):
-        sizes = value.type.tensor_type.shape.dim
-        if len(sizes) == 4 and sizes[1].dim_value:
-            out[value.name] = sizes[1].dim_value
-    return out
+    return {
+        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*graph.value_info, *graph.input)
+    }
 
 
 def _channel_pads(node: Any, values: dict[str, Array]) -> tuple[int, int] | None:
     """Channels of zeros before and after, when that is all a node adds."""
-    if node.op_type != "Pad" or any(
-        a.name == "mode" and a.s != b"constant" for a in node.attribute
-    ):
+    if node.op_type != "Pad" or any(a.name == "mode" and a.s != b"constant" for a in node.attribute):
         return None
     names = [*node.input[1:], "", "", ""]
     pads, fill = values.get(names[0]), values.get(names[1])

@@ -127,9 +127,7 @@ def reference(
     untouched."""
     own = copy.deepcopy(model).cpu().float().eval()
     with torch.no_grad():
-        return np.asarray(
-            task.head(own(torch.from_numpy(spec.normalise(images)))).numpy(), np.float32
-        )
+        return np.asarray(task.head(own(torch.from_numpy(spec.normalise(images)))).numpy(), np.float32)
 
 
 def noise(spec: Spec, count: int, *, seed: int = 0) -> npt.NDArray[np.uint8]:
@@ -137,7 +135,5 @@ def noise(spec: Spec, count: int, *, seed: int = 0) -> npt.NDArray[np.uint8]:
     model."""
     draw = np.random.default_rng(seed)
     height, width = spec.size_hw
-    coarse = draw.integers(
-        0, 256, (count, -(-height // 4), -(-width // 4), spec.channels), np.uint8
-    )
+    coarse = draw.integers(0, 256, (count, -(-height // 4), -(-width // 4), spec.channels), np.uint8)
     return np.ascontiguousarray(coarse.repeat(4, 1).repeat(4, 2)[:, :height, :width])

@@ -47,12 +47,9 @@ def refuse_external(data: bytes, path: Path) -> None:
         while waiting:
             kind, body, depth = waiting.pop()
             for field, value in _fields(body):
-                if kind == "tensor" and (
-                    field == _EXTERNAL_DATA or (field == _DATA_LOCATION and value)
-                ):
+                if kind == "tensor" and (field == _EXTERNAL_DATA or (field == _DATA_LOCATION and value)):
                     raise RuntimeFailed(
-                        f"{path.name}: keeps a tensor in another file, which is refused. Save it "
-                        "as one file.",
+                        f"{path.name}: keeps a tensor in another file, which is refused. Save it as one file.",
                         code="runtime-external",
                     )
                 child = _CHILDREN[kind].get(field)
