@@ -27,7 +27,7 @@ Scores = dict[str, npt.NDArray[np.float64]]
 
 WITHIN = 0.02
 """A point may lie this share below what was asked, and never above."""
-MULTIPLES = (8, 4, 2, 1)
+MULTIPLES = (16, 8, 4, 2, 1)
 """Widths tried, best for runtimes first: their kernels work on whole blocks of channels."""
 EXPORTS = 7
 """At most so many candidates are exported for a measured budget."""
@@ -135,7 +135,12 @@ class _Space:
                 high = middle
             else:
                 low = middle
-        return self._fill(self.cut(high, multiple), limit, multiple)
+        keep = self.cut(high, multiple)
+        while True:  # finer blocks only for what the coarser ones leave open
+            keep = self._fill(keep, limit, multiple)
+            if multiple == 1 or self.of(keep) >= limit * (1 - WITHIN):
+                return keep
+            multiple //= 2
 
     def _fill(self, keep: Keep, limit: float, multiple: int) -> Keep:
         """The candidate with dropped channels given back, highest score first, while the count allows."""
@@ -147,7 +152,7 @@ class _Space:
             if len(wider[name]) == len(self.scores[name]):
                 del wider[name]  # whole again
             wider_count = self.of(wider)
-            if wider_count <= limit:
+            if count < wider_count <= limit:
                 keep, count = wider, wider_count
         return keep
 

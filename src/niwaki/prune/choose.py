@@ -29,8 +29,9 @@ def choose(
     Args:
         ratio: share of the atoms that go, 0 to below 1.
         scope: "local": that share of each group; "global": the lowest scores of all groups together.
-        multiple: kept counts are rounded up to a multiple of it.
-        min_width: share of a group that stays at least (and never fewer than one atom).
+        multiple: kept counts are rounded to the nearest multiple of it.
+        min_width: share of a group that stays at least, and never fewer than one atom, unless all its axes
+            have other channels too (zero padding of a shortcut): such a group may go entirely.
         skip: name patterns of groups left whole, matched against any member's parameter name.
         keep: exact widths by group name, which override the ratio.
     Raises:
@@ -45,8 +46,8 @@ def choose(
     for group in axes.groups:
         if group.name not in widths:
             continue
-        least = max(1, math.ceil(min_width * group.size - 1e-9))
-        width = _rounded(max(least, widths[group.name]), multiple, group.size)
+        least = 0 if group.optional else max(1, math.ceil(min_width * group.size - 1e-9))
+        width = _rounded(widths[group.name], multiple, least=least, size=group.size)
         if width < group.size:
             out[group.name] = best(scores[group.name], width)
     return out
@@ -57,8 +58,10 @@ def best(scores: np.ndarray[tuple[int], np.dtype[np.float64]], count: int) -> li
     return sorted(np.argsort(-scores, kind="stable")[:count].tolist())
 
 
-def _rounded(width: int, multiple: int, size: int) -> int:
-    return min(size, math.ceil(width / multiple) * multiple)
+def _rounded(width: int, multiple: int, *, least: int, size: int) -> int:
+    """The nearest multiple, at least `least`; the whole size where no multiple fits below it."""
+    nearest = math.floor(width / multiple + 0.5) * multiple
+    return min(size, max(nearest, math.ceil(least / multiple) * multiple))
 
 
 def _local(groups: Sequence[Group], ratio: float) -> dict[str, int]:

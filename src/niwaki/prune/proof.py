@@ -29,8 +29,7 @@ class Proof:
     """The outcome of one comparison.
 
     Args:
-        error: largest absolute difference of any output, over `variation` (so at least as strict as over
-            the deviation).
+        error: largest absolute difference of any output, over its deviation.
         deviation: standard deviation of the original's output; up to 1e-2 the comparison proves nothing.
         variation: the part of it between images (an output's constant part does not count); up to 1e-4 the
             comparison proves nothing either.
@@ -87,7 +86,7 @@ def _error(got: list[Tensor], wanted: list[Tensor], before: list[Tensor]) -> flo
         return float("inf")
     worst = 0.0
     for g, w, original in zip(got, wanted, before, strict=True):
-        scale = _variation(original) if original.dim() else 1.0
+        scale = float(original.double().std()) if original.numel() > 1 else 1.0
         error = float((g.double() - w.double()).abs().max()) / max(scale, 1e-12)
         worst = max(worst, error if error == error else float("inf"))
     return worst

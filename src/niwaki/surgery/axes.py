@@ -43,6 +43,7 @@ class Group:
     atoms: tuple[int, ...]
     members: tuple[tuple[str, int], ...]
     secondary: bool = False
+    optional: bool = False
 
     @property
     def size(self) -> int:
@@ -184,9 +185,14 @@ class Axes:
                     atoms=tuple(numbers),
                     members=members,
                     secondary=not small.isdisjoint(numbers),
+                    optional=all(self._shared(name, d, numbers) for name, d in members),
                 )
             )
         return tuple(group for group in out if group.size > 1)
+
+    def _shared(self, name: str, d: int, numbers: list[int]) -> bool:
+        """Whether an axis has elements that stay when these atoms go."""
+        return bool((~np.isin(self._tensors[name][d], numbers)).all(1).any())  # type: ignore[arg-type]
 
     @staticmethod
     def _named(where: tuple[tuple[str, int], ...], taken: set[str]) -> str:

@@ -42,8 +42,11 @@ def shrink(
             sizes. [prune-empty, prune-range, prune-unmendable]
     """
     _check(axes, keep)
+    if kept is None:
+        kept = axes.kept_indices(keep)
+    _check_not_empty(kept, keep)
     small = copy.deepcopy(model)
-    _slice_tensors(small, axes.kept_indices(keep) if kept is None else kept)
+    _slice_tensors(small, kept)
     _set_layer_sizes(small, axes, keep)
     _keep_attention_scale(small, axes, keep)
     _mend(small, axes, keep, example)
@@ -57,17 +60,25 @@ def _check(axes: Axes, keep: Keep) -> None:
             raise ModelError(
                 f"{name}: no such group of channels; `niwaki doctor` lists them.", code="prune-range"
             )
-        if not kept:
-            raise ModelError(
-                f"{name}: at least one of its {sizes[name]} atoms must stay, got none. "
-                "Lower the ratio or add the group to skip=.",
-                code="prune-empty",
-            )
-        if len(set(kept)) != len(kept) or min(kept) < 0 or max(kept) >= sizes[name]:
+        if len(set(kept)) != len(kept) or not all(0 <= atom < sizes[name] for atom in kept):
             raise ModelError(
                 f"{name}: kept atoms must be distinct and in 0..{sizes[name] - 1}, got {list(kept)[:8]}…",
                 code="prune-range",
             )
+
+
+def _check_not_empty(kept: Kept, keep: Keep) -> None:
+    """A group may go entirely (padding channels of a shortcut), an axis may not."""
+    for name, by_axis in kept.items():
+        for d, indices in by_axis.items():
+            if not indices:
+                empty = [group for group, atoms in keep.items() if not atoms]
+                raise ModelError(
+                    f"{name}: at least one index of axis {d} must stay, got none "
+                    f"(groups cut entirely: {', '.join(empty)}). "
+                    "Lower the ratio or add the group to skip=.",
+                    code="prune-empty",
+                )
 
 
 def _slice_tensors(small: nn.Module, kept: Kept) -> None:
