@@ -16,6 +16,7 @@ from niwaki.cost import Budget, Cost
 from niwaki.job import baseline as stage
 from niwaki.job import measure
 from niwaki.job.baseline import PRECISIONS, Baseline, export_path
+from niwaki.job.widths import prune_step
 from niwaki.search import Found
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def point(work: Work, base: Baseline, widths: Widths, name: str, found: Found) -
     """A point made real: pruned with proof, recovered, exported, scored and timed."""
     pruned, proof = _pruned(work, base, widths, name, found)
     found = replace(found, keep=proof["keep"], cost=widths.axes.cost(proof["keep"]))
-    model = _recovered(work, base, name, pruned) if found.keep else pruned
+    changed = found.keep or prune_step(work) is None
+    model = _recovered(work, base, name, pruned) if changed else pruned
     scores = {
         "pruned": measure.module_scores(work, f"{name}-pruned", pruned),
         "distilled": measure.module_scores(work, f"{name}-distilled", model),

@@ -20,9 +20,9 @@ from niwaki.tasks import Classify
 if TYPE_CHECKING:
     from niwaki.data import DataSet
 
-EPOCHS = {"digits": 15}
-"""Epochs by source; others get `_EPOCHS`."""
-_EPOCHS, _RECOVERY = 30, 10
+EPOCHS = {"digits": (25, 25)}
+"""Epochs of training and of recovery by source; the rest get `USUAL`."""
+USUAL = (30, 10)
 
 
 def fit(
@@ -81,9 +81,10 @@ def fit(
     asked = Budget.parse(budget)
     read = data.read(source, seed=seed)
     spec = works.choose_spec(str(source), read, size)
-    epochs = EPOCHS.get(str(source), _EPOCHS) if epochs is None else epochs
+    usual = EPOCHS.get(str(source), USUAL)
+    epochs = usual[0] if epochs is None else epochs
     given = works.choose_plan(plan)
-    recover = _RECOVERY if recover_epochs is None else recover_epochs
+    recover = usual[1] if recover_epochs is None else recover_epochs
     model = works.choose_model(spec) if model is None else model
     arguments = Arguments(
         source=Path(source).name,

@@ -10,13 +10,18 @@ from typing import Any
 from niwaki import files, report
 from niwaki.artifact import Artifact
 from niwaki.job.baseline import MODEL, Baseline, baseline
+from niwaki.job.measure import REFERENCE
 from niwaki.job.points import SLACK, Point, point
 from niwaki.job.record import record, result
-from niwaki.job.widths import Widths
+from niwaki.job.widths import Widths, prune_step
 from niwaki.job.work import Work, plan_text
 
 MILDER = (("milder-1", 1 / 3), ("milder-2", 2 / 3))
 """Points tried when the one asked for loses too much: the share of removed multiply-adds given back."""
+
+
+NO_GAIN = 0.97
+"""Above this share of the other's time, nothing was gained."""
 
 
 def walk(work: Work) -> dict[str, Any]:
@@ -29,6 +34,7 @@ def walk(work: Work) -> dict[str, Any]:
     points = _points(work, base, widths)
     held = [item for item in points if item.drop <= work.arguments.max_drop + SLACK]
     chosen = held[0] if held else min(points, key=lambda item: item.drop)
+    _note_gain(work, chosen)
     outcome = result(work, base, widths, points, chosen)
     if held:
         _deliver(work, chosen, outcome)
@@ -42,7 +48,7 @@ def walk(work: Work) -> dict[str, Any]:
 def _points(work: Work, base: Baseline, widths: Widths) -> list[Point]:
     """The point asked for and, while the accuracy does not hold, at most two milder ones."""
     found = widths.find(base.precision, base.timing["baseline"]["ms"])
-    if not found.keep:
+    if not found.keep and prune_step(work) is not None:
         work.folder.note("no pruning needed: the uncompressed network's export is within the budget")
     if found.coarser:
         work.folder.note("channels are coarser than 2 % here: this is the next point below the budget")
@@ -57,6 +63,21 @@ def _points(work: Work, base: Baseline, widths: Widths) -> list[Point]:
             f"{len(points) - 1} milder tried"
         )
     return points
+
+
+def _note_gain(work: Work, chosen: Point) -> None:
+    """Says in plain words where a compressed network is no faster than what it was made of."""
+    ms = {name: timed["ms"] for name, timed in chosen.timing.items()}
+    compared = [("int8", "distilled", "float32 of the same network")]
+    if chosen.found.keep:
+        compared = [
+            ("distilled", REFERENCE, "the uncompressed float32"),
+            ("int8", "unpruned int8", "int8 of the uncompressed network"),
+            *compared,
+        ]
+    for name, other, words in compared:
+        if ms[name] >= NO_GAIN * ms[other]:
+            work.folder.note(f"no gain: {name} takes {ms[name] / ms[other]:.2f} of the time of {words}")
 
 
 def _deliver(work: Work, chosen: Point, outcome: dict[str, Any]) -> None:
