@@ -50,13 +50,11 @@ def fit(
         source: what `data.read` takes: a folder, zip, .npz or manifest; `digits` or `cifar10`.
         model: `timm:NAME`, `niwaki:NAME`, `file.py:function`, a function `(classes=, channels=)`,
             or an `nn.Module`. Default: `niwaki:small` below 64 pixels, else `timm:resnet18`.
-        budget: `latency=50%`, `latency=4ms`, `macs=40%`, `params=1.2M`, `size=3MB`; a share is
-            what remains.
+        budget: `latency=50%`, `latency=4ms`, `macs=40%`, `params=1.2M`, `size=3MB`; a share is what remains.
         max_drop: val accuracy that may be lost, 0..1.
         out: the run folder; default `runs/NAME` of the source.
         weights: a file to start from; with `epochs=0` the model is used as it is.
-        epochs, recover_epochs: of training, and of recovery after pruning (where the plan does not
-            say).
+        epochs, recover_epochs: of training, and of recovery after pruning (where the plan does not say).
         seed: of every draw.
         threads: of the latency that is measured.
         size: pixels of the model's input, one number or (height, width).
@@ -71,8 +69,7 @@ def fit(
     Raises:
         BudgetError: no width costs so little, or no point tried holds the accuracy (exit 3).
             [budget-unreachable, budget-drop]
-        RunError: the folder is another run's or in use. [run-differs, run-locked, run-damaged,
-            run-foreign]
+        RunError: the folder is another run's or in use. [run-differs, run-locked, run-damaged, run-foreign]
         DataError, ModelError, PlanError: what was given cannot be used.
     """
     require("torch", extra="train")
