@@ -267,21 +267,12 @@ def structure_damaged(tensor: str, module: str) -> Iterator[Case]:
         *((("attributes",), v) for v in (None, [], 1, DELETE)),
         *((("training",), v) for v in (None, [], {"": 1}, {"nothing": True}, DELETE)),
         *((("frozen",), v) for v in (None, {}, ["nothing"], [1], DELETE)),
-        *(
-            (("tensors", tensor), v)
-            for v in (None, [], [[1]], [[10**9] * 3, "float32"], [[-1], "float32"])
-        ),
-        *(
-            (("tensors", tensor), v)
-            for v in ([[1], "load"], [[1], "nothing"], [["a"], "float32"], [[1], None])
-        ),
+        *((("tensors", tensor), v) for v in (None, [], [[1]], [[10**9] * 3, "float32"], [[-1], "float32"])),
+        *((("tensors", tensor), v) for v in ([[1], "load"], [[1], "nothing"], [["a"], "float32"], [[1], None])),
         *((("tensors", "nothing"), [[1], "float32"]) for _ in range(1)),
         *((("attributes", "nothing"), v) for v in ({}, {"a": 1})),
         *((("attributes", module), v) for v in (None, [], {"nothing": 1}, {"in_channels": "x"})),
-        *(
-            (("attributes", module), {k: 1})
-            for k in ("_parameters", "forward", "__class__", "training")
-        ),
+        *((("attributes", module), {k: 1}) for k in ("_parameters", "forward", "__class__", "training")),
         *((("attributes", module), {"in_channels": v}) for v in (1.5, True, None, [1], {})),
         *((("attributes", module), {"stride": v}) for v in ([1.5, 1], ["a"], 1, [0, 0], [-1, -1])),
         *((("attributes", module), {"groups": v}) for v in (0, -1, 7)),
@@ -327,9 +318,7 @@ def weights_damaged() -> Iterator[Case]:
         "offsets-outside": edit(lambda h: first(h, data_offsets=[0, 2**40])),
         "offsets-gap": edit(lambda h: first(h, data_offsets=[4, 8])),
         "renamed": edit(lambda h: {("x" + k): v for k, v in h.items()}),
-        "extra": edit(
-            lambda h: {**h, "extra": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}
-        ),
+        "extra": edit(lambda h: {**h, "extra": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}),
         "pickle": lambda b: b"\x80\x04cos\nsystem\n(S'true'\ntR.",
         "zip": lambda b: b"PK\x03\x04" + b,
         "data-cut": lambda b: b[:-10],
@@ -362,9 +351,7 @@ def onnx_model(
         [weight],
     )
     return bytes(
-        helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10
-        ).SerializeToString()
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
     )
 
 

@@ -102,7 +102,8 @@ class Gate(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.down, self.up, self.b = block(16, 32), nn.Conv2d(32, 8, 1), nn.Conv2d(8, 32, 1), block(32, 24)
+        self.a, self.b = block(16, 32), block(32, 24)
+        self.down, self.up = nn.Conv2d(32, 8, 1), nn.Conv2d(8, 32, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)

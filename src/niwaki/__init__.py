@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from niwaki._version import __version__
+from niwaki._version import __version__ as __version__
 
 _FROM = {
     "Artifact": "niwaki.artifact",

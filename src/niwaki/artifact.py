@@ -321,8 +321,7 @@ def _built(artifact: Artifact, name: str, builder: Builder | None) -> nn.Module:
             return _fresh(name, artifact.spec, artifact.task)
         except ModelError as error:
             raise ArtifactError(
-                f"{artifact.path.name}: was built by {name[:100]!r}, which cannot be built here: "
-                f"{error}",
+                f"{artifact.path.name}: was built by {name[:100]!r}, which cannot be built here: {error}",
                 code="artifact-builder",
             ) from error
     raise UnsafeArtifact(

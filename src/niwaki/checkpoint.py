@@ -108,10 +108,7 @@ def facts(path: Path) -> dict[str, Any]:
 
 def sizes(model: nn.Module) -> list[float]:
     """Mean absolute value of each parameter and buffer: tells one starting model from another."""
-    return [
-        float(t.detach().abs().double().mean()) if t.numel() else 0.0
-        for t in _named(model).values()
-    ]
+    return [float(t.detach().abs().double().mean()) if t.numel() else 0.0 for t in _named(model).values()]
 
 
 def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -126,9 +123,7 @@ def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _same(then: Any, now: Any) -> bool:
     floats = isinstance(then, list) and isinstance(now, list) and len(then) == len(now)
     if floats and all(isinstance(value, float) for value in (*then, *now)):
-        return all(
-            math.isclose(a, b, rel_tol=CLOSE, abs_tol=1e-9) for a, b in zip(then, now, strict=True)
-        )
+        return all(math.isclose(a, b, rel_tol=CLOSE, abs_tol=1e-9) for a, b in zip(then, now, strict=True))
     return bool(then == json.loads(json.dumps(now)))
 
 

@@ -80,7 +80,7 @@ class Budget:
         kind, unit = kind.lower(), unit.lower()
         value = float(number)
         relative = unit == "%"
-        ok = relative and 0 < value <= 100 or unit in _ALLOWED.get(kind, ()) and value > 0
+        ok = (relative and 0 < value <= 100) or (unit in _ALLOWED.get(kind, ()) and value > 0)
         if not ok or not math.isfinite(value):
             raise PlanError(
                 f"--budget: got {text!r}, expected KIND=VALUE such as latency=50%, latency=4ms, macs=40%, "

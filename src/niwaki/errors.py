@@ -150,7 +150,7 @@ CODES: dict[str, str] = {
     "plan-need": "A step needs something that the Bench does not hold; give it to Bench(...).",
     "plan-shape": "fit turns the budget into the widths of one prune.channels step; a plan may hold at most one.",
     "plan-step": "There is no step of that name, or a function does not have a step's signature.",
-    "plan-toml": "A plan in TOML is [[step]] tables of plain values: do = \"prune.channels\" and knobs.",
+    "plan-toml": 'A plan in TOML is [[step]] tables of plain values: do = "prune.channels" and knobs.',
     "program-export": "torch cannot export the model as a graph; the message holds its reason. Give a builder instead.",
     "program-graph": "The artifact's graph is damaged, or asks for an operator that is not allowed.",
     "program-operator": "The model's graph has an operator that cannot be saved; it is named. Give a builder instead.",

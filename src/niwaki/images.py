@@ -177,9 +177,7 @@ def _pixels(content: bytes, name: str) -> ImageU8:
 def _check_size(size: tuple[int, int], name: str) -> None:
     width, height = size
     if width < 1 or height < 1:
-        raise DataError(
-            f"{name}: the image has no pixels ({width} x {height}).", code="image-empty"
-        )
+        raise DataError(f"{name}: the image has no pixels ({width} x {height}).", code="image-empty")
     if width * height > MAX_PIXELS:
         raise _oversized(name, f"{width} x {height} pixels, at most {MAX_PIXELS} are decoded")
 
@@ -199,9 +197,7 @@ def _eight_bit(image: Image.Image, name: str) -> ImageU8:
     if mode.startswith("I"):
         return _sixteen_bit(np.asarray(image), name, mode)
     if mode in ("F", "LAB"):
-        raise _unsupported(
-            name, f"mode {mode} has no agreed scale to 8 bits; save it as 8 or 16 bits"
-        )
+        raise _unsupported(name, f"mode {mode} has no agreed scale to 8 bits; save it as 8 or 16 bits")
     if mode in ("LA", "La"):
         target = "LA"
     elif image.has_transparency_data:
@@ -215,16 +211,12 @@ def _eight_bit(image: Image.Image, name: str) -> ImageU8:
 def _sixteen_bit(values: npt.NDArray[np.integer], name: str, mode: str) -> ImageU8:
     """Grey integers 0..65535 `[h, w]` to uint8 `[h, w, 1]`: divided by 257, rounded."""
     if values.min() < 0 or values.max() > 65535:
-        raise _unsupported(
-            name, f"mode {mode} with values {values.min()}..{values.max()}, expected 0..65535"
-        )
+        raise _unsupported(name, f"mode {mode} with values {values.min()}..{values.max()}, expected 0..65535")
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)[..., None]
 
 
 def _oversized(name: str, what: str) -> DataError:
-    return DataError(
-        f"{name}: the image is too large: {what}. Make it smaller first.", code="image-oversized"
-    )
+    return DataError(f"{name}: the image is too large: {what}. Make it smaller first.", code="image-oversized")
 
 
 def _unsupported(name: str, what: str) -> DataError:

@@ -445,9 +445,7 @@ def _augmented(knobs: Knobs, epoch: int, images: ImagesU8, index: batches.Ints) 
 def _check(model: nn.Module, train: Readable, knobs: Knobs) -> None:
     weights = knobs.class_weights
     problems = {
-        "the model has no parameter that learns": not any(
-            p.requires_grad for p in model.parameters()
-        ),
+        "the model has no parameter that learns": not any(p.requires_grad for p in model.parameters()),
         "the train split is empty, expected images": not len(train),
     }
     if len(train) and weights is not None:

@@ -23,8 +23,7 @@ MAX_JSON_BYTES = 64_000_000
 MAX_SIDE_PX = 16_384
 MANIFEST, WEIGHTS, GRAPH = "niwaki.json", "weights.safetensors", "graph.json"
 ALLOWED = re.compile(
-    "|".join(map(re.escape, (MANIFEST, WEIGHTS, GRAPH)))
-    + r"|exports/[a-z0-9]+/[a-z0-9]+\.[a-z0-9]+"
+    "|".join(map(re.escape, (MANIFEST, WEIGHTS, GRAPH))) + r"|exports/[a-z0-9]+/[a-z0-9]+\.[a-z0-9]+"
 )
 """Names that files of an artifact may have."""
 OWN = ("format", "spec", "task", "builder", "structure", "exports", "versions")
@@ -153,9 +152,7 @@ def _check_fields(manifest: dict[str, Any], present: set[str]) -> None:
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
         raise TypeError("classes are no list of texts")
     held = [e for entries in manifest["exports"].values() for e in entries.values()]
-    if not all(
-        type(e["bytes"]) is int and e["bytes"] > 0 and isinstance(e["parity"], dict) for e in held
-    ):
+    if not all(type(e["bytes"]) is int and e["bytes"] > 0 and isinstance(e["parity"], dict) for e in held):
         raise TypeError("an export's bytes or parity are of another kind")
     listed = {
         entry["file"]

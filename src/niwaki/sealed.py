@@ -69,8 +69,7 @@ def write(path: Path, contents: Mapping[str, bytes | Path]) -> None:
     path = recover(path)
     if path.is_symlink() or (path.exists() and not (path / SUMS).is_file()):
         raise ArtifactError(
-            f"{path}: is there already and is no artifact, so it is not replaced. Choose another "
-            "name.",
+            f"{path}: is there already and is no artifact, so it is not replaced. Choose another name.",
             code="artifact-occupied",
         )
     fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
@@ -145,8 +144,7 @@ def _present(path: Path) -> set[str]:
                 found.add(name)
             else:
                 raise UnsafeArtifact(
-                    f"{path.name}: {name!r} is a link or no plain file, which is refused. Remove "
-                    "it.",
+                    f"{path.name}: {name!r} is a link or no plain file, which is refused. Remove it.",
                     code="artifact-link",
                 )
             if len(found) + len(waiting) > MAX_FILES:

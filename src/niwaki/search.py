@@ -29,7 +29,7 @@ WITHIN = 0.02
 """A point may lie this share below what was asked, and never above."""
 MULTIPLES = (8, 4, 2, 1)
 """Widths tried, best for runtimes first: their kernels work on whole blocks of channels."""
-EXPORTS = 7
+EXPORTS = 10
 """At most so many candidates are exported for a measured budget."""
 _MOST = 0.999
 _FILL_LIMIT = 400

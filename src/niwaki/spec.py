@@ -75,7 +75,7 @@ class Spec:
 
     def normalise(self, images: ImageU8) -> npt.NDArray[np.float32]:
         """uint8 `[N, H, W, C]` to what the bare model takes: float32 `[N, C, H, W]`."""
-        mean, std = np.float32(self.mean), np.float32(self.std)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         scaled = (images.astype(np.float32) / np.float32(255) - mean) / std
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), dtype=np.float32)
 

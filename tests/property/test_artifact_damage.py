@@ -62,9 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[damage.Files, damag
         artifact = Artifact.save(path, model.eval(), spec=SPEC, task=TASK, builder=builder)
         artifact.export("onnx")
         artifact.update(default="float32")
-        out.append(
-            {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
-        )
+        out.append({p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()})
     return out[0], out[1]
 
 
@@ -91,9 +89,7 @@ def cases(named: damage.Files, graph: damage.Files) -> list[tuple[damage.Case, d
     return [(case, named) for case in groups] + [(case, graph) for case in damage.graph_damaged()]
 
 
-def test_what_is_not_damaged_is_used(
-    whole: tuple[damage.Files, damage.Files], tmp_path: Path
-) -> None:
+def test_what_is_not_damaged_is_used(whole: tuple[damage.Files, damage.Files], tmp_path: Path) -> None:
     for place, files in enumerate(whole):
         again = dict(files)
         damage.resum(again)
@@ -102,9 +98,7 @@ def test_what_is_not_damaged_is_used(
 
 
 @pytest.mark.slow
-def test_every_damaged_artifact_is_refused(
-    whole: tuple[damage.Files, damage.Files], tmp_path: Path
-) -> None:
+def test_every_damaged_artifact_is_refused(whole: tuple[damage.Files, damage.Files], tmp_path: Path) -> None:
     torch.set_num_threads(1)
     tried, codes, faults = 0, Counter[str](), []
     for (name, change), files in cases(*whole):

@@ -76,9 +76,7 @@ def test_counts_leave_something_for_train(size: int, val: float, test: float) ->
         assert (in_val > 0 or val == 0) and (in_test > 0 or test == 0)
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 30)), min_size=1), seeds, st.data()
-)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 30)), min_size=1), seeds, st.data())
 def test_splits_do_not_depend_on_order_and_keep_copies_together(
     items: list[tuple[str, int]], seed: int, data: st.DataObject
 ) -> None:
@@ -132,9 +130,7 @@ def test_an_augmented_image_depends_on_its_own_index_only(
     one = alone % len(index)
     for method in (augment.weak, augment.strong):
         whole = method(batch, np.array(index), seed=seed, epoch=epoch, flip=flip)
-        part = method(
-            batch[one : one + 1], np.array(index[one : one + 1]), seed=seed, epoch=epoch, flip=flip
-        )
+        part = method(batch[one : one + 1], np.array(index[one : one + 1]), seed=seed, epoch=epoch, flip=flip)
         assert np.array_equal(whole[one], part[0])
 
 
@@ -145,9 +141,7 @@ def test_uniforms_lie_in_range_and_more_columns_change_none(
     draws = augment.uniforms(np.array(index, dtype=np.int64), seed=seed, epoch=epoch, count=count)
     assert draws.shape == (len(index), count)
     assert (draws >= 0).all() and (draws < 1).all()
-    more = augment.uniforms(
-        np.array(index, dtype=np.int64), seed=seed, epoch=epoch, count=count + 3
-    )
+    more = augment.uniforms(np.array(index, dtype=np.int64), seed=seed, epoch=epoch, count=count + 3)
     assert np.array_equal(more[:, :count], draws)
 
 

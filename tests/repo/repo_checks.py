@@ -14,9 +14,7 @@ TOP = ("cli", "__main__", "__init__")
 
 def sources() -> dict[str, str]:
     """{path below src/niwaki: text} of every module."""
-    return {
-        str(path.relative_to(SOURCE)): path.read_text() for path in sorted(SOURCE.rglob("*.py"))
-    }
+    return {str(path.relative_to(SOURCE)): path.read_text() for path in sorted(SOURCE.rglob("*.py"))}
 
 
 def unit(path: str) -> str:
@@ -30,9 +28,7 @@ def layers(architecture: str) -> tuple[list[list[str]], set[frozenset[str]]]:
     levels: list[list[str]] = []
     siblings: set[frozenset[str]] = set()
     for line in block:
-        names = [
-            name.strip("/ ") for name in re.split(r"[,|]", re.split(r"\s{2,}", line.strip())[0])
-        ]
+        names = [name.strip("/ ") for name in re.split(r"[,|]", re.split(r"\s{2,}", line.strip())[0])]
         levels.append(names)
         if "|" in line:
             siblings |= {frozenset((a, b)) for a in names for b in names if a != b}
@@ -49,9 +45,7 @@ def imported(text: str, *, package: str = "niwaki") -> Iterator[tuple[int, str]]
             found = [f"{package}.{name.name}" for name in node.names]
         elif isinstance(node, ast.ImportFrom):
             found = ["relative." if node.level else node.module or ""]
-        elif (
-            isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "import_module"
-        ):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "import_module":
             first = node.args[0] if node.args else None
             found = [first.value] if isinstance(first, ast.Constant) else []
         for name in found:
@@ -66,18 +60,14 @@ def upward_imports(files: Mapping[str, str], architecture: str) -> list[str]:
     levels, siblings = layers(architecture)
     level = {name: len(levels) - k for k, names in enumerate(levels) for name in names}
     level |= {name: len(levels) + 1 for name in ("__main__", "__init__")}
-    faults = [
-        f"{unit(path)}: not in docs/architecture.md" for path in files if unit(path) not in level
-    ]
+    faults = [f"{unit(path)}: not in docs/architecture.md" for path in files if unit(path) not in level]
     for path, text in files.items():
         here = unit(path)
         for line, there in imported(text):
             if there == "relative":
                 faults.append(f"{path}:{line}: relative import")
             elif there not in level or here not in level:
-                faults.append(
-                    f"{path}:{line}: imports {there}, which is not in docs/architecture.md"
-                )
+                faults.append(f"{path}:{line}: imports {there}, which is not in docs/architecture.md")
             elif level[there] > level[here]:
                 faults.append(f"{path}:{line}: {here} imports {there}, which lies above it")
             elif frozenset((here, there)) in siblings:
@@ -136,9 +126,7 @@ def too_large(path: str, text: str, *, function: int = 60, file: int = 600) -> l
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1 - _docstring_lines(node)
             if lines > function:
-                faults.append(
-                    f"{path}:{node.lineno}: {node.name} has {lines} lines, at most {function}"
-                )
+                faults.append(f"{path}:{node.lineno}: {node.name} has {lines} lines, at most {function}")
     return faults
 
 
@@ -167,9 +155,7 @@ def wrong_codes(files: Mapping[str, str], codes: Mapping[str, str]) -> list[str]
         if path == "errors.py":
             continue
         faults += [
-            f"{path}:{n}: {code!r} is not in errors.CODES"
-            for n, code in codes_given(text)
-            if code not in codes
+            f"{path}:{n}: {code!r} is not in errors.CODES" for n, code in codes_given(text) if code not in codes
         ]
         strings |= {
             node.value
@@ -177,9 +163,7 @@ def wrong_codes(files: Mapping[str, str], codes: Mapping[str, str]) -> list[str]
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         }
     return faults + [
-        f"errors.CODES lists {code!r}, which nothing raises"
-        for code in codes
-        if code not in strings
+        f"errors.CODES lists {code!r}, which nothing raises" for code in codes if code not in strings
     ]
 
 

@@ -54,9 +54,7 @@ def test_required_files_are_there(name: str) -> None:
 
 
 def committed() -> list[str]:
-    done = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     return [name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
@@ -92,11 +90,7 @@ def test_leak_checker_lets_plain_text_pass() -> None:
 
 
 def test_constraints_pin_every_dependency() -> None:
-    lines = [
-        line
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if not line.startswith("#")
-    ]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][\w.]*", line) for line in lines)
     pinned = {line.partition("==")[0] for line in lines}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -53,9 +53,7 @@ def narrow(model: nn.Module, axes: dict[str, int], count: int) -> None:
         owner, _, last = name.rpartition(".")
         module, old = (
             model.get_submodule(owner),
-            model.get_parameter(name)
-            if name in dict(model.named_parameters())
-            else model.get_buffer(name),
+            model.get_parameter(name) if name in dict(model.named_parameters()) else model.get_buffer(name),
         )
         new = old.detach().narrow(axis, 0, count).clone()
         setattr(module, last, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
@@ -79,9 +77,7 @@ def shrunk_resnet(name: str = "timm:resnet18") -> nn.Module:
 
 def same(one: nn.Module, other: nn.Module) -> None:
     """Bit-equal tensors, modes and outputs."""
-    first, second = (
-        {**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (one, other)
-    )
+    first, second = ({**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (one, other))
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         assert tensor.dtype == second[name].dtype
@@ -157,9 +153,7 @@ def test_own_builder_is_refused_until_it_is_passed(tmp_path: Path) -> None:
 
 def test_a_narrower_own_model_keeps_its_ties(tmp_path: Path) -> None:
     wide, small = Own(8), Own(5)
-    saved = Artifact.save(
-        tmp_path / "x.niwaki", small, spec=SPEC, task=TASK, builder="net.py:make", fresh=wide
-    )
+    saved = Artifact.save(tmp_path / "x.niwaki", small, spec=SPEC, task=TASK, builder="net.py:make", fresh=wide)
     loaded = saved.model(builder=lambda: Own(8))
     assert loaded.width == 5
     assert loaded.c.weight is loaded.b.weight
@@ -171,9 +165,7 @@ def test_the_callers_random_numbers_are_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(7)
     wanted = torch.rand(3)
     torch.manual_seed(7)
-    saved = Artifact.save(
-        tmp_path / "x.niwaki", model, spec=SPEC, task=TASK, builder="niwaki:small"
-    )
+    saved = Artifact.save(tmp_path / "x.niwaki", model, spec=SPEC, task=TASK, builder="niwaki:small")
     saved.model()
     assert torch.equal(torch.rand(3), wanted)
 
@@ -278,9 +270,7 @@ except ImportError as error:
 
 
 def test_runtime_side_works_where_torch_cannot_be_imported(exported: Artifact) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _NO_TORCH, str(exported.path)], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", _NO_TORCH, str(exported.path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shapes, verdict, missing = done.stdout.splitlines()
     assert shapes == "(2, 4) (2, 4)"
@@ -366,9 +356,7 @@ def test_a_crash_at_any_rename_leaves_the_old_or_the_new(tmp_path: Path) -> None
         seen.add((done.returncode, contents.pop()))
         sealed.write(path, {"niwaki.json": b"again"})
         assert [
-            p.name
-            for p in tmp_path.iterdir()
-            if p.name.startswith(f".{left}") and "previous" in p.name
+            p.name for p in tmp_path.iterdir() if p.name.startswith(f".{left}") and "previous" in p.name
         ] == []
     assert {(9, b"old"), (0, b"new")} <= seen
 

@@ -49,10 +49,7 @@ def test_an_image_does_not_depend_on_its_batch(method, channels: int) -> None:
     assert whole.shape == images.shape and whole.dtype == np.uint8
     back = method(images[::-1].copy(), index[::-1], seed=1, epoch=4, flip=True)[::-1]
     assert np.array_equal(whole, back)
-    alone = [
-        method(images[i : i + 1], index[i : i + 1], seed=1, epoch=4, flip=True)[0]
-        for i in range(12)
-    ]
+    alone = [method(images[i : i + 1], index[i : i + 1], seed=1, epoch=4, flip=True)[0] for i in range(12)]
     assert np.array_equal(whole, np.stack(alone))
     assert not np.array_equal(whole, method(images, index, seed=1, epoch=5, flip=True))
     assert not np.array_equal(whole, method(images, index, seed=2, epoch=4, flip=True))

@@ -177,9 +177,7 @@ def test_other_data_or_model_is_refused(tmp_path: Path) -> None:
         (net(seed=1), samples(), "starting weights"),
     ):
         with pytest.raises(RunError, match=word):
-            next(
-                loop.steps(model, objective, train=data, spec=SPEC, knobs=knobs(), checkpoint=path)
-            )
+            next(loop.steps(model, objective, train=data, spec=SPEC, knobs=knobs(), checkpoint=path))
 
 
 @pytest.mark.parametrize("where", [0, 4, 9, 40, 2000, -1])

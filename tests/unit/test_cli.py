@@ -120,9 +120,7 @@ def test_usage_is_2_and_answers_in_json_when_asked(niwaki: Any, words: list[str]
         (OSError("without a file"), "internal", 1),
     ],
 )
-def test_every_error_has_a_code_and_an_exit(
-    error: BaseException, code: str, exit_code: int
-) -> None:
+def test_every_error_has_a_code_and_an_exit(error: BaseException, code: str, exit_code: int) -> None:
     message, found, exit_ = _explain(error)
     assert (found, exit_) == (code, exit_code)
     assert message
@@ -200,16 +198,12 @@ def test_predict_json(niwaki: Any, artifact: Path, photos: Path) -> None:
         assert len(entry["top"]) == 2
 
 
-def test_predict_is_the_same_at_any_batch_and_in_any_form(
-    niwaki: Any, artifact: Path, photos: Path
-) -> None:
+def test_predict_is_the_same_at_any_batch_and_in_any_form(niwaki: Any, artifact: Path, photos: Path) -> None:
     whole = niwaki("predict", artifact, photos / "b", "--json")
     assert whole.code == 0
     rows = [
         json.loads(line)
-        for line in niwaki(
-            "predict", artifact, photos / "b", "--jsonl", "--batch", "1"
-        ).out.splitlines()
+        for line in niwaki("predict", artifact, photos / "b", "--jsonl", "--batch", "1").out.splitlines()
     ]
     for row, entry in zip(rows, whole.json["predictions"], strict=True):
         assert row["label"] == entry["label"]
@@ -226,17 +220,13 @@ def test_predict_agrees_with_the_torch_model(niwaki: Any, artifact: Path, photos
     opened = nw.Artifact.open(artifact)
     pixels = opened.spec.read(photos / "b" / "1.png")[None]
     with torch.no_grad():
-        wanted = (
-            opened.model().eval()(torch.from_numpy(opened.spec.normalise(pixels))).softmax(1)[0]
-        )
+        wanted = opened.model().eval()(torch.from_numpy(opened.spec.normalise(pixels))).softmax(1)[0]
     [entry] = niwaki("predict", artifact, photos / "b" / "1.png", "--json").json["predictions"]
     assert entry["probabilities"] == pytest.approx(wanted.tolist(), abs=1e-5)
 
 
 def test_find_recurses_sorted_and_takes_named_files_as_they_are(photos: Path) -> None:
-    found = [
-        str(path.relative_to(photos)) for path in find([str(photos), str(photos / "notes.txt")])
-    ]
+    found = [str(path.relative_to(photos)) for path in find([str(photos), str(photos / "notes.txt")])]
     assert found == ["a.png", "b/0.jpg", "b/1.png", "notes.txt"]
 
 
@@ -283,9 +273,7 @@ def test_doctor_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, niwaki: A
     assert "missing: no-such-package  (pip install 'niwaki[train]')" in said.out
 
 
-@pytest.mark.parametrize(
-    ("words", "left"), [(("--budget", "macs=50%"), 0.5), (("--channels", "0.5"), None)]
-)
+@pytest.mark.parametrize(("words", "left"), [(("--budget", "macs=50%"), 0.5), (("--channels", "0.5"), None)])
 def test_doctor_of_a_model(niwaki: Any, words: tuple[str, ...], left: float | None) -> None:
     said = niwaki("doctor", "niwaki:small", "--size", "16", *words, "--json").json
     assert {

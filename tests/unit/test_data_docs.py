@@ -19,9 +19,7 @@ PREFIXES = ("data-", "image-", "file-stray", "file-repeated", "folder-", "row-",
 
 def test_the_page_lists_exactly_the_codes_of_data() -> None:
     page = (ROOT / "docs" / "data.md").read_text()
-    rows = "\n".join(
-        line for line in page.split("## Codes")[1].split("\n") if line.startswith("| `")
-    )
+    rows = "\n".join(line for line in page.split("## Codes")[1].split("\n") if line.startswith("| `"))
     listed = set(re.findall(r"`([a-z]+-[a-z-]+)`", rows))
     assert listed == {code for code in CODES if code.startswith(PREFIXES)}
 

@@ -319,16 +319,12 @@ def test_digits() -> None:
     assert data.read("digits", seed=1).fingerprint != found.fingerprint
 
 
-def test_a_path_object_is_never_a_built_in_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_object_is_never_a_built_in_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert error_of(Path("digits")).code == "data-missing"
 
 
-def test_cifar10_without_the_files_says_where_they_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cifar10_without_the_files_says_where_they_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NIWAKI_DATA", raising=False)
     assert error_of("cifar10").code == "data-unset"
     monkeypatch.setenv("NIWAKI_DATA", str(tmp_path))

@@ -160,10 +160,7 @@ def must_fail() -> dict[str, bytes]:
         "jpeg of 65500": bytes.fromhex("ffd8ffc0001108ffdcffdc03012200021101031101"),
         "qoi bomb": b"qoif" + struct.pack(">IIBB", 2**31, 2**31, 3, 0),
         "ico empty": b"\0\0\1\0\0\0",
-        "psd bomb": b"8BPS\0\1"
-        + bytes(6)
-        + struct.pack(">HIIHH", 3, 300000, 300000, 8, 3)
-        + bytes(40),
+        "psd bomb": b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 300000, 300000, 8, 3) + bytes(40),
     }
     for name in ("float", "deep"):
         values = np.full((3, 3), 70000, dtype=np.float32 if name == "float" else np.int32)
@@ -302,9 +299,7 @@ def test_links_pipes_devices_and_folders_are_listed(tmp_path: Path) -> None:
     }
 
 
-def test_a_file_or_folder_without_permission(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_or_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulated, so that it holds for root too, whom no permission stops."""
     sound(tmp_path / "set")
     really_open, scandir = Path.open, os.scandir
@@ -422,9 +417,7 @@ def test_hostile_zips(tmp_path: Path) -> None:
         path.write_bytes(content)
         result = guarded(lambda path=path: data.read(path))
         assert isinstance(result, DataError), name
-        assert result.code in ("data-zip", "data-empty", "data-few-classes", "data-class-empty"), (
-            name
-        )
+        assert result.code in ("data-zip", "data-empty", "data-few-classes", "data-class-empty"), name
     assert sorted(p.name for p in tmp_path.iterdir()) == ["case.zip"], "something was unpacked"
 
 

@@ -99,9 +99,7 @@ def test_class_weights_weigh_the_loss() -> None:
     data = samples()
     images = torch.from_numpy(SPEC.normalise(data.batch(range(50), SPEC)))
     labels = torch.from_numpy(data.labels)
-    expected = nn.functional.cross_entropy(
-        model(images), labels, weight=torch.tensor([1.0, 5.0, 2.0])
-    )
+    expected = nn.functional.cross_entropy(model(images), labels, weight=torch.tensor([1.0, 5.0, 2.0]))
     assert once.loss == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -201,9 +199,7 @@ def test_soft_loss_is_hintons() -> None:
 
 
 def test_distillation_learns_from_the_teacher_alone() -> None:
-    teacher = train.fit(
-        net(), task=TASK, spec=SPEC, train=samples(200), epochs=8, batch=16, lr=1e-2
-    )
+    teacher = train.fit(net(), task=TASK, spec=SPEC, train=samples(200), epochs=8, batch=16, lr=1e-2)
     before = copy.deepcopy(teacher).train()
     teacher.train()  # a teacher in training mode is neither changed nor asked in that mode
     lies = samples(200)

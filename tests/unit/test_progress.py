@@ -48,9 +48,7 @@ def test_one_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.err == "train: epoch 1/2  loss 0.2500  val 50.0 %\n"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (65.4, "1:05"), (7200, "2:00:00"), (-1, "0:00")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (65.4, "1:05"), (7200, "2:00:00"), (-1, "0:00")])
 def test_clock(seconds: float, text: str) -> None:
     assert progress.clock(seconds) == text
 
@@ -76,6 +74,4 @@ def test_bars_on_a_terminal() -> None:
 
 def test_no_bars_into_a_file() -> None:
     done = subprocess.run([sys.executable, "-c", SHOWN], capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines() == [
-        f"train: epoch {k}/2  loss 0.5000  val 90.0 %" for k in (1, 2)
-    ]
+    assert done.stderr.splitlines() == [f"train: epoch {k}/2  loss 0.5000  val 90.0 %" for k in (1, 2)]

@@ -50,9 +50,7 @@ def record() -> dict[str, Any]:
         ],
         "widths": [{"layer": f"layer{k}.conv", "before": 64, "after": 31 + k} for k in range(6)],
         "histories": {
-            stage: [
-                {"epoch": k, "loss": 2.0 / k, "val_accuracy": 1 - 0.5 / k} for k in range(1, last)
-            ]
+            stage: [{"epoch": k, "loss": 2.0 / k, "val_accuracy": 1 - 0.5 / k} for k in range(1, last)]
             for stage, last in (("train", 9), ("distill", 5))
         },
         "confusion": {
@@ -178,9 +176,7 @@ def test_report_json_draws_the_same_page_again(tmp_path: Path) -> None:
     page = report.build(record(), tmp_path).read_bytes()
     (tmp_path / "report.html").unlink()
     assert report.rebuild(tmp_path).read_bytes() == page
-    assert json.loads((tmp_path / "report.json").read_text())["wrong"][0]["image"].startswith(
-        "data:image/png"
-    )
+    assert json.loads((tmp_path / "report.json").read_text())["wrong"][0]["image"].startswith("data:image/png")
 
 
 def damage(value: dict[str, Any], how: str) -> dict[str, Any]:
@@ -232,9 +228,7 @@ def test_a_record_that_does_not_fit_is_an_error(tmp_path: Path, how: str) -> Non
         ("\x00", "report-record"),
     ],
 )
-def test_rebuild_of_a_damaged_folder_is_an_error(
-    tmp_path: Path, text: str | None, code: str
-) -> None:
+def test_rebuild_of_a_damaged_folder_is_an_error(tmp_path: Path, text: str | None, code: str) -> None:
     if text is not None:
         (tmp_path / "report.json").write_text(text)
     with pytest.raises(RunError) as caught:
@@ -257,9 +251,7 @@ def test_headline(ms: float, met: bool, says: str) -> None:
     assert words.headline(value) == says
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0.961, 0.981), (3, 3), (0, 0), (-5, 7e9), (1e-9, 2e-9)]
-)
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.961, 0.981), (3, 3), (0, 0), (-5, 7e9), (1e-9, 2e-9)])
 def test_ticks_take_in_the_range_and_are_few(low: float, high: float) -> None:
     marks = charts.ticks(low, high)
     assert marks[0] <= low <= high <= marks[-1]
@@ -269,10 +261,7 @@ def test_ticks_take_in_the_range_and_are_few(low: float, high: float) -> None:
 
 
 def test_marks_lie_inside_the_chart() -> None:
-    marks = [
-        charts.Mark(x, y, f"p{k}", "", "")
-        for k, (x, y) in enumerate([(0.1, 0.2), (9, 1.0), (4, 0.999)])
-    ]
+    marks = [charts.Mark(x, y, f"p{k}", "", "") for k, (x, y) in enumerate([(0.1, 0.2), (9, 1.0), (4, 0.999)])]
     svg = charts.scatter(marks, title="t", x="x", y="y", limit=5.0, limit_says="b", floor=0.1)
     places = [(float(x), float(y)) for x, y in re.findall(r'cx="([-\d.]+)" cy="([-\d.]+)"', svg)]
     assert len(places) == 3
@@ -314,9 +303,7 @@ def test_pictures_keep_their_pixels() -> None:
     assert (back[::16, ::16] == pixels).all()
 
 
-BROWSER = (
-    shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
-)
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 PROBE = """<script>
 addEventListener("load", () => {
   const loaded = performance.getEntriesByType("resource").map(e => e.name);
@@ -329,9 +316,7 @@ addEventListener("load", () => {
 </script>"""
 
 
-def browse(
-    page: Path, folder: Path, *, size: str = "1280,1000"
-) -> tuple[dict[str, Any], list[str]]:
+def browse(page: Path, folder: Path, *, size: str = "1280,1000") -> tuple[dict[str, Any], list[str]]:
     """What a probe inside the page found, and the browser's console lines."""
     copy_ = folder / "probed.html"
     copy_.write_text(page.read_text().replace("</body>", PROBE + "</body>"))

@@ -7,12 +7,12 @@ import random
 
 import pytest
 import torch
+from tests.zoo import Headed, block, patterns
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from niwaki import prune, surgery
 from niwaki.errors import ModelError, PlanError
-from tests.zoo import Headed, block, patterns
 
 EXAMPLE = prune.drawn((8, 3, 16, 16), torch.Generator().manual_seed(0))
 PATTERNS = patterns()
@@ -98,9 +98,7 @@ def test_attention_keeps_its_scale() -> None:
     heads = next(g for g in axes.groups if g.size == 6 and "q.weight" in g.name)
     small = surgery.shrink(net, axes, {heads.name: [0, 2, 4]}, example=EXAMPLE)
     assert small.body.head_dim == 3 and small.body.num_heads == 4
-    proof = prune.compare(
-        axes.traced, net, small, axes.kept_indices({heads.name: [0, 2, 4]}), EXAMPLE
-    )
+    proof = prune.compare(axes.traced, net, small, axes.kept_indices({heads.name: [0, 2, 4]}), EXAMPLE)
     assert proof.error <= 1e-4
 
 
@@ -186,7 +184,8 @@ def test_tied_weights_stay_tied() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.stem, self.a, self.b, self.head = block(3, 16), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1), nn.Linear(16, 5)
+            self.stem, self.head = block(3, 16), nn.Linear(16, 5)
+            self.a, self.b = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
             self.b.weight = self.a.weight
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

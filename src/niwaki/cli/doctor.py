@@ -24,9 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     arg("model", nargs="?", metavar="MODEL", help="timm:NAME, niwaki:NAME or file.py:function")
     cut = parser.add_mutually_exclusive_group()
     cut.add_argument("--budget", metavar="KIND=VALUE", help="prune to it (default macs=50%%)")
-    cut.add_argument(
-        "--channels", type=share, metavar="SHARE", help="keep this share of every prunable group"
-    )
+    cut.add_argument("--channels", type=share, metavar="SHARE", help="keep this share of every prunable group")
     arg("--groups", action="store_true", help="list every group of channels")
     arg("--size", type=size, metavar="N|HxW", help="pixels of the model's input")
 

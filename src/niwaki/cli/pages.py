@@ -61,8 +61,7 @@ def errors_page() -> str:
             "",
             "## Exit codes",
             "",
-            "0 done · 1 user error · 2 usage · 3 budget or parity not met · 4 missing extra · "
-            "130 interrupted",
+            "0 done · 1 user error · 2 usage · 3 budget or parity not met · 4 missing extra · 130 interrupted",
             "",
         ]
     )
@@ -89,9 +88,7 @@ def cli_page() -> str:
 
 def _verb(name: str, verb: argparse.ArgumentParser) -> list[str]:
     says = verb.description or ""
-    rows = [
-        _row(action) for action in verb._actions if not isinstance(action, argparse._HelpAction)
-    ]
+    rows = [_row(action) for action in verb._actions if not isinstance(action, argparse._HelpAction)]
     return [
         f"## niwaki {name}",
         "",

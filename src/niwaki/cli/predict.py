@@ -83,9 +83,7 @@ def find(paths: Iterable[str]) -> Iterator[Path]:
                     yield Path(folder, name)
 
 
-def _batch(
-    paths: list[Path], artifact: Artifact, predict: Any, *, top: int | None
-) -> list[dict[str, Any]]:
+def _batch(paths: list[Path], artifact: Artifact, predict: Any, *, top: int | None) -> list[dict[str, Any]]:
     """One entry a path, in order: a prediction, or the error that kept the image out."""
     import numpy as np
 

@@ -71,9 +71,7 @@ def _tree(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], where: str) 
         parts = tuple(part for part in info.filename.split("/") if part not in ("", "."))
         name = name_of(parts)
         if info.filename.startswith("/") or ".." in parts or "\\" in info.filename:
-            tree.problems.append(
-                _problem(name, where, "its path is absolute or leaves the archive")
-            )
+            tree.problems.append(_problem(name, where, "its path is absolute or leaves the archive"))
             continue
         for depth in range(1, len(parts)):
             tree.folders.add(parts[:depth])

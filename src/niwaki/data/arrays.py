@@ -103,9 +103,7 @@ def _pairs(arrays: Mapping[str, Array], where: str) -> dict[str, tuple[str, str]
                 raise _error(where, f"{images} and {pairs[split][0]} mean the same split")
             pairs[split] = (images, labels)
     if not pairs:
-        raise _error(
-            where, f"its arrays are {sorted(map(printable, arrays))[:9]}, expected x and y"
-        )
+        raise _error(where, f"its arrays are {sorted(map(printable, arrays))[:9]}, expected x and y")
     if "" in pairs and len(pairs) > 1:
         raise _error(where, f"{pairs[''][0]} stands beside arrays of splits; name it one of them")
     return pairs

@@ -50,9 +50,7 @@ def order(count: int, *, seed: int, epoch: int) -> Ints:
     return np.argsort(draws, kind="stable")
 
 
-def weak(
-    images: ImageU8, index: npt.NDArray[np.integer], *, seed: int, epoch: int, flip: bool
-) -> ImageU8:
+def weak(images: ImageU8, index: npt.NDArray[np.integer], *, seed: int, epoch: int, flip: bool) -> ImageU8:
     """The images `[B, H, W, C]` shifted by up to 12.5 % of a side (reflected border) and mirrored.
 
     Args:
@@ -74,9 +72,7 @@ def weak(
     return out
 
 
-def strong(
-    images: ImageU8, index: npt.NDArray[np.integer], *, seed: int, epoch: int, flip: bool
-) -> ImageU8:
+def strong(images: ImageU8, index: npt.NDArray[np.integer], *, seed: int, epoch: int, flip: bool) -> ImageU8:
     """The images `[B, H, W, C]` shifted and mirrored as by `weak`, and changed further.
 
     Rotation up to 15 degrees, scale 0.85..1.15, shear up to 8 degrees (bilinear, reflected border);
@@ -132,9 +128,7 @@ def _warp(images: ImageU8, draws: Floats, flip: bool) -> ImageU8:
     return out
 
 
-def _matrix(
-    turn: float, size: float, lean: float, *, mirror: bool
-) -> tuple[float, float, float, float]:
+def _matrix(turn: float, size: float, lean: float, *, mirror: bool) -> tuple[float, float, float, float]:
     """Output to input, 2 x 2 by rows: rotation @ shear / scale, from three draws in [0, 1)."""
     angle = _ROTATE * (2 * turn - 1)
     scale = 1 / (1 + _SCALE * (2 * size - 1))

@@ -35,9 +35,7 @@ def check(records: Sequence[Record]) -> tuple[list[Record], list[str], list[Prob
     return [record for record, _ in kept], [digest for _, digest in kept], problems
 
 
-def duplicates(
-    records: Sequence[Record], digests: Sequence[str], split: Sequence[str]
-) -> list[str]:
+def duplicates(records: Sequence[Record], digests: Sequence[str], split: Sequence[str]) -> list[str]:
     """Warnings about byte-equal images: with different labels, across splits, or simply there."""
     groups: dict[str, list[int]] = defaultdict(list)
     for i, digest in enumerate(digests):

@@ -63,9 +63,7 @@ def walk(root: Path, where: str) -> Tree:
                     code="data-unreadable",
                 ) from error
             message = f"{where}: {name_of(parts)} cannot be read ({error.strerror})."
-            tree.problems.append(
-                Problem(path=name_of(parts), code="folder-unreadable", message=message)
-            )
+            tree.problems.append(Problem(path=name_of(parts), code="folder-unreadable", message=message))
             continue
         for name, is_folder in found:
             if hidden(name):
@@ -117,9 +115,7 @@ def arrange(tree: Tree, where: str) -> Listing:
         if len(parts) == level + 2:
             split = splits[parts[0]] if level else None
             label = name_of([parts[level]])
-            found.records.append(
-                Record(name=name_of(parts), source=source, label=label, split=split)
-            )
+            found.records.append(Record(name=name_of(parts), source=source, label=label, split=split))
         elif len(parts) < level + 2:
             found.problems.append(_stray(parts, where))
         else:

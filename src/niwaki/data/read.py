@@ -200,8 +200,7 @@ def _check_splits(
         given = name in listing.given
         what = "is given but has no usable image" if given else "has no image: too few to split"
         raise DataError(
-            f"{listing.where}: {name} {what}. A class needs 3 images to be in every split."
-            f"{_reasons(problems)}",
+            f"{listing.where}: {name} {what}. A class needs 3 images to be in every split.{_reasons(problems)}",
             code="data-few-images",
         )
 
@@ -232,9 +231,7 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _samples(
-    part: str, classes: Sequence[str], records: Sequence[Record], split: Sequence[str]
-) -> Samples:
+def _samples(part: str, classes: Sequence[str], records: Sequence[Record], split: Sequence[str]) -> Samples:
     chosen = [record for record, name in zip(records, split, strict=True) if name == part]
     position = {name: i for i, name in enumerate(classes)}
     pixels = [record.source for record in chosen if isinstance(record.source, np.ndarray)]

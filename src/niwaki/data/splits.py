@@ -27,9 +27,7 @@ def counts(size: int, *, val: float, test: float) -> tuple[int, int]:
     return wanted_val, wanted_test
 
 
-def divide(
-    labels: Sequence[str], digests: Sequence[str], *, seed: int, val: float, test: float
-) -> list[str]:
+def divide(labels: Sequence[str], digests: Sequence[str], *, seed: int, val: float, test: float) -> list[str]:
     """A split's name for each image, by its label and the hash of its bytes."""
     groups: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for i, (label, digest) in enumerate(zip(labels, digests, strict=True)):

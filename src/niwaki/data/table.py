@@ -47,9 +47,7 @@ def listing(path: Path, where: str) -> Listing:
 
 def _bad(where: str, line: int, code: str, why: str) -> Problem:
     place = f"{where}:{line}"
-    return Problem(
-        path=place, code=code, message=f"{place}: {printable(why)}. The row was left out."
-    )
+    return Problem(path=place, code=code, message=f"{place}: {printable(why)}. The row was left out.")
 
 
 def _entry(row: Mapping[Any, Any]) -> tuple[str, str, str | None] | str:

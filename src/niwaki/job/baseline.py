@@ -33,7 +33,7 @@ class Baseline:
 
     Args:
         exports: its files by precision; the artifact holds the float one only.
-        precision: of the compressed model's default, as far as one can tell before it exists.
+        precisions: that the compressed model may be served in, as far as one can tell before it exists.
     """
 
     model: nn.Module
@@ -41,12 +41,12 @@ class Baseline:
     exports: dict[str, Path]
     scores: dict[str, Any]
     int8_scores: dict[str, Any]
-    precision: str
+    precisions: tuple[str, ...]
     timing: measure.Timing
 
 
 def baseline(work: Work) -> Baseline:
-    """The uncompressed model, its artifact, and the precision that budgets are asked of."""
+    """The uncompressed model, its artifact, and the precisions that budgets are asked of."""
     model = work.folder.weights("trained", work.fresh, lambda: _trained(work))
     model.eval()
     artifact = work.folder.path / BASELINE
@@ -62,7 +62,7 @@ def baseline(work: Work) -> Baseline:
         exports=exports,
         scores=scores,
         int8_scores=int8_scores,
-        precision=_precision(work, scores, int8_scores, timing),
+        precisions=_precisions(work, scores, int8_scores, timing),
         timing=timing,
     )
 
@@ -99,22 +99,23 @@ def _unpruned_int8(work: Work, model: nn.Module) -> Path:
     return path
 
 
-def _precision(work: Work, scores: dict[str, Any], int8_scores: dict[str, Any], timing: measure.Timing) -> str:
-    """int8 where its accuracy holds and, for a latency, where it is measured faster; else float32."""
+def _precisions(
+    work: Work, scores: dict[str, Any], int8_scores: dict[str, Any], timing: measure.Timing
+) -> tuple[str, ...]:
+    """What may be served: float32, and int8 where the uncompressed model's accuracy survives it."""
     drop = scores["val"]["accuracy"] - int8_scores["val"]["accuracy"]
     if drop > work.arguments.max_drop + 1e-9:
         work.folder.note(
             f"int8 of the uncompressed model already loses {drop:.1%} of val accuracy: the "
             "budget is asked of float32"
         )
-        return "float32"
+        return ("float32",)
     ratio = timing["unpruned int8"]["ratio"]
     if ratio["high"] >= 1:
         work.folder.note(
             f"no gain: int8 of the uncompressed model takes {ratio['median']:.2f} of the float's time"
         )
-    slower = work.budget.kind == "latency" and ratio["median"] >= 1
-    return "float32" if slower else "int8"
+    return ("float32", "int8")
 
 
 def split_plan(plan: Plan) -> tuple[Plan, Plan]:

@@ -20,7 +20,7 @@ from niwaki.tasks import Classify
 if TYPE_CHECKING:
     from niwaki.data import DataSet
 
-EPOCHS = {"digits": (25, 25)}
+EPOCHS = {"digits": (15, 15)}
 """Epochs of training and of recovery by source; the rest get `USUAL`."""
 USUAL = (30, 10)
 

@@ -47,7 +47,7 @@ def walk(work: Work) -> dict[str, Any]:
 
 def _points(work: Work, base: Baseline, widths: Widths) -> list[Point]:
     """The point asked for and, while the accuracy does not hold, at most two milder ones."""
-    found = widths.find(base.precision, base.timing["baseline"]["ms"])
+    found = widths.find(base.precisions, base.timing["baseline"]["ms"])
     if not found.keep and prune_step(work) is not None:
         work.folder.note("no pruning needed: the uncompressed network's export is within the budget")
     if found.coarser:

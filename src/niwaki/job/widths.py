@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _NEAR = 0.04
 """A quick timing this close to what was asked is repeated at full length before it decides."""
+_GIVE_UP = 2
+"""A precision that was slower for so many candidates is not exported any more."""
 _CALIB = 32
 """Images that a candidate is calibrated on; how long it takes does not depend on them."""
 
@@ -38,13 +41,15 @@ class Widths:
         self.scores = prune.score(model, self.axes, by=self.knobs.pop("score"))
         self.ratio = self.knobs.pop("ratio")
         self.multiple = self.knobs.pop("multiple")
+        self.slower: list[str] = []
         self.baseline = self.axes.cost({}).with_(bytes=exports["float32"].stat().st_size)
 
-    def find(self, precision: str, baseline_ms: float | None) -> Found:
+    def find(self, precisions: Sequence[str], baseline_ms: float | None) -> Found:
         """The plan's own widths where it names a ratio, else the widest network within the budget.
 
         Args:
-            precision: what will be served, so what size and latency are asked of.
+            precisions: what may be served. A size is asked of the last of them; a latency of the fastest, which
+                another width may change.
             baseline_ms: median latency of the uncompressed float export.
         """
         if prune_step(self.work) is None:
@@ -57,7 +62,7 @@ class Widths:
             axes=self.axes,
             scores=self.scores,
             baseline=self.baseline,
-            measure=lambda keep: self._ask(keep, precision),
+            measure=lambda keep: self._ask(keep, precisions),
             multiples=(self.multiple,) if self.multiple else search.MULTIPLES,
             **self.knobs,
         )
@@ -81,14 +86,17 @@ class Widths:
     def _found(self, keep: Keep, multiple: int) -> Found:
         return Found(keep=keep, cost=self.axes.cost(keep), got=float("nan"), multiple=multiple)
 
-    def _ask(self, keep: Keep, precision: str) -> float:
-        """The size or latency of a candidate in the budget's own terms, by a real export."""
-        if self.work.budget.kind == "size":
-            key = f"bytes:{precision}:{_digest(keep)}"
-            size = self.work.folder.journal.decide(key, lambda: self._export(keep, precision).stat().st_size)
-            cost = Cost(bytes=int(size))
-            return self.work.budget.got(cost, self.baseline)
-        return self._latency(keep, precision)
+    def _ask(self, keep: Keep, precisions: Sequence[str]) -> float:
+        """The size or latency of a candidate in the budget's own terms, by real exports."""
+        if self.work.budget.kind == "latency":
+            got = {p: self._latency(keep, p) for p in precisions if self.slower.count(p) < _GIVE_UP}
+            if keep:
+                self.slower += [p for p in got if got[p] > min(got.values())]
+            return min(got.values())
+        precision = precisions[-1]
+        key = f"bytes:{precision}:{_digest(keep)}"
+        size = self.work.folder.journal.decide(key, lambda: self._export(keep, precision).stat().st_size)
+        return self.work.budget.got(Cost(bytes=int(size)), self.baseline)
 
     def _latency(self, keep: Keep, precision: str) -> float:
         key = f"latency:{precision}:{_digest(keep)}"

@@ -81,9 +81,7 @@ def _skipped(group: Group, skip: Sequence[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) for name in names for pattern in skip)
 
 
-def _check(
-    axes: Axes, ratio: float, scope: str, skip: Sequence[str], keep: Mapping[str, int]
-) -> None:
+def _check(axes: Axes, ratio: float, scope: str, skip: Sequence[str], keep: Mapping[str, int]) -> None:
     if not 0 <= ratio < 1:
         raise PlanError(
             f"prune: ratio is the share of channels that goes, from 0 to below 1, got {ratio}.",

@@ -1,4 +1,4 @@
-"""Proof of surgery: a pruned model computes what the original does with the dropped channels counting for nothing.
+"""Proof of surgery: a pruned model computes what the original does when dropped channels count for nothing.
 
 The reference (`reference.py`) shares nothing with the surgery. An untrained or freshly made network proves
 little: a residual block whose last norm scale starts at zero folds away, and even scrambled indices pass. So
@@ -65,7 +65,7 @@ def compare(
     """
     inputs = example if isinstance(example, tuple) else (example,)
     before = _outputs(model, inputs)
-    spread = {
+    spread: dict[str, Any] = {
         "deviation": min((float(o.double().std()) for o in before if o.numel() > 1), default=0.0),
         "variation": min((_variation(o) for o in before if o.dim()), default=0.0),
     }

@@ -19,25 +19,37 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from niwaki.surgery.trace import Traced
+from niwaki.surgery.trace import Call, Traced
 
 Live = tuple[Tensor, Tensor]  # a value, and of the same shape what is alive of it
 
-_MOVES = """view reshape _unsafe_view flatten unflatten squeeze unsqueeze permute transpose t expand expand_as repeat
-cat stack slice select narrow flip roll chunk split split_with_sizes tensor_split unbind clone contiguous detach alias
-to _to_copy pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle lift_fresh_copy index embedding
-constant_pad_nd pad swapaxes broadcast_to type_as reflection_pad2d replication_pad2d""".split()
-_POINTWISE = """add sub mul div rsub pow maximum minimum where masked_fill relu relu6 silu gelu elu selu celu hardswish
-hardsigmoid hardtanh leaky_relu sigmoid tanh softplus mish exp log sqrt rsqrt abs neg square reciprocal sin cos erf
-clamp clamp_min clamp_max dropout lerp prelu eq ne lt le gt ge logical_not logical_and logical_or zeros_like ones_like
-full_like log_sigmoid floor ceil round sign addcmul addcdiv expm1 log1p exp2 log2 threshold softsign atan2 tan
-positive remainder fmod nan_to_num feature_dropout bitwise_not isnan cumsum copy""".split()
-_WINDOWS = """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
-adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool2d max_pool2d_with_indices
-upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d
-_upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_trilinear3d""".split()
-_REDUCE = "mean sum amax amin var std var_mean prod logsumexp norm linalg_vector_norm".split()
-_WEIGHTED = "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
+_MOVES = """
+view reshape _unsafe_view flatten unflatten squeeze unsqueeze permute transpose t expand expand_as
+repeat cat stack slice select narrow flip roll chunk split split_with_sizes tensor_split unbind
+clone contiguous detach alias to _to_copy pixel_shuffle pixel_unshuffle channel_shuffle
+native_channel_shuffle lift_fresh_copy index embedding constant_pad_nd pad swapaxes broadcast_to
+type_as reflection_pad2d replication_pad2d
+""".split()  # noqa: SIM905
+_POINTWISE = """
+add sub mul div rsub pow maximum minimum where masked_fill relu relu6 silu gelu elu selu celu
+hardswish hardsigmoid hardtanh leaky_relu sigmoid tanh softplus mish exp log sqrt rsqrt abs neg
+square reciprocal sin cos erf clamp clamp_min clamp_max dropout lerp prelu eq ne lt le gt ge
+logical_not logical_and logical_or zeros_like ones_like full_like log_sigmoid floor ceil round sign
+addcmul addcdiv expm1 log1p exp2 log2 threshold softsign atan2 tan positive remainder fmod
+nan_to_num feature_dropout bitwise_not isnan cumsum copy
+""".split()  # noqa: SIM905
+_WINDOWS = """
+max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool2d
+max_pool2d_with_indices upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d
+upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_trilinear3d
+""".split()  # noqa: SIM905
+_REDUCE = """
+mean sum amax amin var std var_mean prod logsumexp norm linalg_vector_norm
+""".split()  # noqa: SIM905
+_WEIGHTED = """
+linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
+""".split()  # noqa: SIM905
 
 
 class NoReference(Exception):
@@ -54,7 +66,7 @@ def run(traced: Traced, kept: dict[str, dict[int, list[int]]], inputs: Sequence[
     Raises:
         NoReference: an operator across a pruned axis is of a kind this cannot judge.
     """
-    values: dict[fx.Node, Any] = {}
+    values: dict[Call, Any] = {}
     given = dict(zip(traced.inputs, inputs, strict=True))
     outputs: list[Tensor] = []
     with torch.no_grad():
@@ -68,7 +80,7 @@ def run(traced: Traced, kept: dict[str, dict[int, list[int]]], inputs: Sequence[
     return [live[0] for live in outputs if isinstance(live, tuple)]
 
 
-def _placeholder(traced: Traced, node: fx.Node, kept: Any, given: dict[str, Any]) -> Any:
+def _placeholder(traced: Traced, node: Call, kept: Any, given: dict[str, Any]) -> Any:
     if node.name not in traced.tensors:
         value = given.get(node.name)
         return _whole(value) if isinstance(value, Tensor) else value
@@ -85,7 +97,7 @@ def _whole(value: Tensor) -> Live:
     return value, torch.ones(value.shape, dtype=torch.bool)
 
 
-def _call(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+def _call(node: Call, values: dict[Call, Any]) -> Any:
     if getattr(node.target, "__name__", "") == "getitem" and isinstance(values[node.args[0]], list):  # type: ignore[index]
         return values[node.args[0]][node.args[1]]  # type: ignore[index]
     name = str(getattr(getattr(node.target, "overloadpacket", None), "__name__", node.target))
@@ -100,14 +112,15 @@ def _call(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     raise NoReference(f"{node.target}: no reference for it across a pruned axis")
 
 
-def _target(node: fx.Node) -> Callable[..., Any]:
+def _target(node: Call) -> Callable[..., Any]:
     """The call itself; a view becomes a reshape, for masked tensors may lie otherwise in memory."""
     if str(node.target) in ("aten.view.default", "aten._unsafe_view.default"):
         return torch.ops.aten.reshape.default
-    return node.target  # type: ignore[return-value]
+    call: Callable[..., Any] = node.target
+    return call
 
 
-def _lives(node: fx.Node, values: dict[fx.Node, Any]) -> list[Live]:
+def _lives(node: Call, values: dict[Call, Any]) -> list[Live]:
     out: list[Live] = []
     fx.node.map_arg(
         (node.args, node.kwargs),
@@ -116,7 +129,7 @@ def _lives(node: fx.Node, values: dict[fx.Node, Any]) -> list[Live]:
     return out
 
 
-def _values(args: Any, values: dict[fx.Node, Any], pick: Callable[[Live], Any] = lambda x: x[0]) -> Any:
+def _values(args: Any, values: dict[Call, Any], pick: Callable[[Live], Any] = lambda x: x[0]) -> Any:
     return fx.node.map_arg(args, lambda n: pick(values[n]) if isinstance(values[n], tuple) else values[n])
 
 
@@ -127,12 +140,12 @@ def _spread(out: Any, masks: Any) -> Any:
     return [_spread(o, None if masks is None else masks[i]) for i, o in enumerate(out)]
 
 
-def _plain(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+def _plain(node: Call, values: dict[Call, Any]) -> Any:
     out = _target(node)(*_values(node.args, values), **_values(node.kwargs, values))
     return _spread(out, None) if isinstance(out, (Tensor, tuple, list)) else out
 
 
-def _move(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
+def _move(node: Call, values: dict[Call, Any], name: str) -> Any:
     out = _target(node)(*_values(node.args, values), **_values(node.kwargs, values))
     args = list(_values(node.args, values, lambda x: x[1]))
     kwargs = dict(_values(node.kwargs, values, lambda x: x[1]))
@@ -147,12 +160,12 @@ def _move(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
     return _spread(out, masks)
 
 
-def _padded_mask(node: fx.Node, args: list[Any]) -> Tensor:
+def _padded_mask(node: Call, args: list[Any]) -> Tensor:
     amounts = [int(a) for a in args[1]]
     return torch.nn.functional.pad(args[0].float(), amounts, value=1.0) > 0.5
 
 
-def _pointwise(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
+def _pointwise(node: Call, values: dict[Call, Any], name: str) -> Any:
     out = _target(node)(*_values(node.args, values), **_values(node.kwargs, values))
     mask = torch.ones(out.shape, dtype=torch.bool)
     for _, own in _lives(node, values):
@@ -162,7 +175,7 @@ def _pointwise(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
     return out, mask
 
 
-def _batch_norm(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
+def _batch_norm(node: Call, values: dict[Call, Any], name: str) -> Any:
     out = _target(node)(*_values(node.args, values), **_values(node.kwargs, values))
     first = out if isinstance(out, Tensor) else out[0]
     lives = _lives(node, values)
@@ -172,9 +185,9 @@ def _batch_norm(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
     return (first, mask) if isinstance(out, Tensor) else [(first, mask), *[_whole(o) for o in out[1:]]]
 
 
-def _window(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
+def _window(node: Call, values: dict[Call, Any], name: str) -> Any:
     out = _target(node)(*_values(node.args, values), **_values(node.kwargs, values))
-    value, mask = values[node.args[0]]  # type: ignore[index]
+    mask = values[node.args[0]][1]
     rank = 1 if "1d" in name else 3 if "3d" in name else 2
     lead = mask.flatten(-rank)
     _demand(bool((lead.any(-1) == lead.all(-1)).all()), node, "a partly dead spatial axis")
@@ -183,20 +196,18 @@ def _window(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
     return _spread(out, alive if isinstance(out, Tensor) else [alive] * len(out))
 
 
-def _demand(ok: bool, node: fx.Node, what: str) -> None:
+def _demand(ok: bool, node: Call, what: str) -> None:
     if not ok:
         raise NoReference(f"{node.target}: no reference for it across {what}")
 
 
-def _zeroed(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+def _zeroed(node: Call, values: dict[Call, Any]) -> Any:
     """The call with dead inputs set to zero."""
-    args, kwargs = _values(
-        (node.args, node.kwargs), values, lambda x: x[0].masked_fill(~x[1], 0)
-    )
+    args, kwargs = _values((node.args, node.kwargs), values, lambda x: x[0].masked_fill(~x[1], 0))
     return _target(node)(*args, **kwargs)
 
 
-def _weighted(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
+def _weighted(node: Call, values: dict[Call, Any], name: str) -> Any:
     """linear and convolutions: an output channel is alive if its weights and its bias are."""
     out = _zeroed(node, values)
     (_, x), (_, weight) = (values[n] for n in node.args[:2])  # type: ignore[index]
@@ -215,7 +226,7 @@ def _weighted(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
     return out, mask
 
 
-def _matmul(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
+def _matmul(node: Call, values: dict[Call, Any], name: str) -> Any:
     """Matrix products: an output is alive if anything alive reaches it."""
     out = _zeroed(node, values)
     args, kwargs = _values((node.args, node.kwargs), values, lambda x: x[1].double())
@@ -223,20 +234,20 @@ def _matmul(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
     return out, mask
 
 
-def _addmm(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
+def _addmm(node: Call, values: dict[Call, Any], name: str) -> Any:
     out = _zeroed(node, values)
     bias, a, b = _values(node.args[:3], values, lambda x: x[1].double())
     return out, (torch.matmul(a, b) > 0.5) & (bias > 0.5)
 
 
-def _attention(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
+def _attention(node: Call, values: dict[Call, Any], name: str) -> Any:
     """softmax(q k / scale) v with the original scale; a head is alive if its queries and values are."""
     out = _zeroed(node, values)
     q, v = (values[n][1] for n in (node.args[0], node.args[2]))  # type: ignore[index]
     return out, (q.any(-1, keepdim=True) & v.any(-2, keepdim=True)).expand(out.shape)
 
 
-def _gathered(node: fx.Node, values: dict[fx.Node, Any], dims: list[int]) -> tuple[Tensor, dict[int, Tensor]]:
+def _gathered(node: Call, values: dict[Call, Any], dims: list[int]) -> tuple[Tensor, dict[int, Tensor]]:
     """The first input at its alive indices along `dims`, and those indices."""
     value, mask = values[node.args[0]]  # type: ignore[index]
     rank = value.dim()
@@ -264,7 +275,7 @@ def _scattered(small: Tensor, alive: dict[int, Tensor], shape: Sequence[int]) ->
     return out
 
 
-def _last_norm(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
+def _last_norm(node: Call, values: dict[Call, Any], name: str) -> Any:
     value, mask = values[node.args[0]]  # type: ignore[index]
     rank = len(node.args[1])  # type: ignore[arg-type]
     dims = list(range(value.dim() - rank, value.dim()))
@@ -280,7 +291,7 @@ def _last_norm(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
     return _scattered(out, alive, value.shape), mask
 
 
-def _group_norm(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
+def _group_norm(node: Call, values: dict[Call, Any], name: str) -> Any:
     value, mask = values[node.args[0]]  # type: ignore[index]
     small, alive = _gathered(node, values, [1])
     groups = int(node.args[1])  # type: ignore[arg-type]
@@ -288,14 +299,12 @@ def _group_norm(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
     counts = torch.bincount(of_group, minlength=groups)
     counts = counts[counts > 0]
     _demand(bool((counts == counts[0]).all()), node, "groups that keep different numbers of channels")
-    rest = [
-        values[a][0].index_select(0, alive[1]) if isinstance(a, fx.Node) else a for a in node.args[2:]
-    ]
+    rest = [values[a][0].index_select(0, alive[1]) if isinstance(a, fx.Node) else a for a in node.args[2:]]
     out = _target(node)(small, len(counts), *rest, **_values(node.kwargs, values))
     return _scattered(out, alive, value.shape), mask
 
 
-def _along(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
+def _along(node: Call, values: dict[Call, Any], name: str) -> Any:
     """softmax and its like: one axis, sizes unchanged."""
     value, mask = values[node.args[0]]  # type: ignore[index]
     dim = int(node.args[1]) % value.dim()  # type: ignore[arg-type]
@@ -306,7 +315,7 @@ def _along(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
     return _scattered(out, alive, value.shape), mask
 
 
-def _reduce(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
+def _reduce(node: Call, values: dict[Call, Any], name: str) -> Any:
     value, mask = values[node.args[0]]  # type: ignore[index]
     dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     dims = list(range(value.dim())) if dims in (None, []) else [dims] if isinstance(dims, int) else list(dims)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""How much each atom of each group matters: one small pure function a criterion, `(model, axes, group) -> [atoms]`.
+"""How much each atom of each group matters: a pure function a criterion, `(model, axes, group) -> [atoms]`.
 
 A group's atoms sit in several parameters; each parameter axis votes with a norm of what would go, and the votes
 are averaged over the axes that hold weights (norm scales, biases and statistics do not vote). Scores are then

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import ModelError, ParityError
+from niwaki.prune import scores
 from niwaki.prune.choose import choose
 from niwaki.prune.proof import Proof, prove
-from niwaki.prune import scores
 from niwaki.surgery import Axes, Keep, analyse, shrink
 
 
@@ -97,9 +97,7 @@ def _fine(proofs: tuple[Proof, Proof] | None) -> bool:
     return proofs is not None and proofs[0].ok and proofs[1].error <= 1e-4
 
 
-def _attempt(
-    model: nn.Module, axes: Axes, keep: Keep, example: Any
-) -> tuple[tuple[Proof, Proof] | None, str]:
+def _attempt(model: nn.Module, axes: Axes, keep: Keep, example: Any) -> tuple[tuple[Proof, Proof] | None, str]:
     try:
         proofs = prove(model, axes, keep, example)
     except ModelError as error:
@@ -158,4 +156,3 @@ def channels(
         keep=widths,
     )
     return cut(model, axes, keep, example=example).model
-

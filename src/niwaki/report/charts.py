@@ -89,9 +89,7 @@ def scatter(
         parts.append(_limit(across.at(limit), limit_says))
     if floor is not None:
         at = up.at(floor)
-        parts.append(
-            f'<line class="floor" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-        )
+        parts.append(f'<line class="floor" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(_text(WIDTH - RIGHT - 4, at - 6, floor_says, "end", "note"))
     taken: list[tuple[float, float]] = []
     for mark in sorted(marks, key=lambda mark: mark.y):
@@ -204,9 +202,7 @@ def heatmap(names: Sequence[str], counts: Sequence[Sequence[int]], *, title: str
             )
     parts.append(_text(left - 8, top - 22, "predicted →", "end", "note"))
     parts.append(_text(left - 8, top - 7, "true ↓", "end", "note"))
-    return _svg(
-        parts, title=title, height=top + cell * size + 10, width=left + cell * size + 5 * longest
-    )
+    return _svg(parts, title=title, height=top + cell * size + 10, width=left + cell * size + 5 * longest)
 
 
 def _cell(x: float, y: float, size: float, value: int, share: float, right: bool, says: str) -> str:
@@ -244,9 +240,7 @@ def _axis(
     return _Axis(min(marks[0], low), max(marks[-1], high), start, end, marks)
 
 
-def _frame(
-    across: _Axis, up: _Axis, *, x: str, y: str, percent: bool, right: float = WIDTH - RIGHT
-) -> str:
+def _frame(across: _Axis, up: _Axis, *, x: str, y: str, percent: bool, right: float = WIDTH - RIGHT) -> str:
     parts = []
     for mark in up.ticks:
         at = up.at(mark)
@@ -271,13 +265,9 @@ def _shorten(text: str, most: int) -> str:
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(text)}</text>'
-    )
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(text)}</text>'
 
 
 def _svg(parts: Sequence[str], *, title: str, width: float = WIDTH, height: float = HEIGHT) -> str:
-    head = (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" style="max-width:{width:.0f}px">'
-    )
+    head = f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" style="max-width:{width:.0f}px">'
     return f"{head}<title>{escape(title)}</title>{''.join(parts)}</svg>"

@@ -43,9 +43,7 @@ def _header(record: Record) -> str:
         counts = ", ".join(f"{data[k]} {k}" for k in ("train", "val", "test") if k in data)
         facts.append(f"data <b>{escape(str(data['source']))}</b> ({escape(counts)} images)")
     if budget.get("asked"):
-        facts.append(
-            f"budget <b>{escape(_readable(budget['asked']))}</b>, got <b>{escape(_got(record))}</b>"
-        )
+        facts.append(f"budget <b>{escape(_readable(budget['asked']))}</b>, got <b>{escape(_got(record))}</b>")
     note = f'<p class="say">{escape(str(budget["note"]))}</p>' if budget.get("note") else ""
     return (
         f'<header><p class="kicker">niwaki report</p><h1>{escape(str(record["name"]))} {badge}</h1>'
@@ -83,9 +81,7 @@ def _cards(record: Record) -> str:
         interval = f"95 % interval {words.percent(score['low'])} to {words.percent(score['high'])}"
         cards.append(_card(words.percent(score["accuracy"]), "test accuracy", interval))
     if last.get("flipped") is not None:
-        cards.append(
-            _card(words.percent(last["flipped"]), "predictions flipped", "against the uncompressed")
-        )
+        cards.append(_card(words.percent(last["flipped"]), "predictions flipped", "against the uncompressed"))
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
 
 
@@ -98,9 +94,7 @@ def _section(title: str, body: str, *, says: str = "", wide: bool = False) -> st
     if not body:
         return ""
     words_ = f'<p class="say">{says}</p>' if says else ""
-    return (
-        f"<section{' class=wide' if wide else ''}><h2>{escape(title)}</h2>{words_}{body}</section>"
-    )
+    return f"<section{' class=wide' if wide else ''}><h2>{escape(title)}</h2>{words_}{body}</section>"
 
 
 def _stages(record: Record) -> str:
@@ -121,15 +115,11 @@ def _stages(record: Record) -> str:
         name = escape(str(one["name"]))
         if one["name"] == default:
             name += ' <span class="badge">default</span>'
-        cells = [
-            words.quantity(field, cost.get(field)) for field in ("macs", "params", "bytes", "ms")
-        ]
+        cells = [words.quantity(field, cost.get(field)) for field in ("macs", "params", "bytes", "ms")]
         cells += [words.percent(words.accuracy(one, "val")), _interval(one.get("test"))]
         cells.append(words.percent(one.get("flipped")))
         rows.append(
-            f'<tr><th scope="row">{name}</th>'
-            + "".join(f"<td>{cell}</td>" for cell in cells)
-            + "</tr>"
+            f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
         )
     return _section(
         "Stages",
@@ -182,9 +172,7 @@ def _points(record: Record) -> str:
         floor_says="lowest accuracy allowed",
     )
     left = "Left of the dashed line is within the budget."
-    return _section(
-        f"Accuracy against {words.NOUN[field]}", chart, says=f"Every point that was tried. {left}"
-    )
+    return _section(f"Accuracy against {words.NOUN[field]}", chart, says=f"Every point that was tried. {left}")
 
 
 def _scaled(field: str, value: float) -> float:
@@ -212,21 +200,14 @@ def _floor(record: Record) -> float | None:
 
 
 def _widths(record: Record) -> str:
-    rows = [
-        (str(one["layer"]), int(one["before"]), int(one["after"]))
-        for one in record.get("widths") or []
-    ]
+    rows = [(str(one["layer"]), int(one["before"]), int(one["after"])) for one in record.get("widths") or []]
     if not rows:
         return ""
     chart = charts.widths(rows, title="Channels of each layer before and after")
     before, after = sum(row[1] for row in rows), sum(row[2] for row in rows)
-    share = (
-        f" {after} of {before} channels remain ({words.percent(after / before)})." if before else ""
-    )
+    share = f" {after} of {before} channels remain ({words.percent(after / before)})." if before else ""
     chart = f'<div class="tall" tabindex="0">{chart}</div>' if len(rows) > 24 else chart
-    return _section(
-        "Widths", chart, says=f"Output channels of each layer, before (pale) and after.{share}"
-    )
+    return _section("Widths", chart, says=f"Output channels of each layer, before (pale) and after.{share}")
 
 
 def _histories(record: Record) -> str:
@@ -245,9 +226,7 @@ def _histories(record: Record) -> str:
         ]
         lines = [line for line in lines if line.points]
         if lines:
-            parts.append(
-                charts.curves(lines, title=title, x="epoch", y=name, percent=key != "loss")
-            )
+            parts.append(charts.curves(lines, title=title, x="epoch", y=name, percent=key != "loss"))
     if not parts:
         return ""
     return _section("Training", f'<div class="pair">{"".join(parts)}</div>', wide=True)
@@ -261,9 +240,7 @@ def _confusion(record: Record) -> str:
     if len(counts) != len(names) or any(len(row) != len(names) for row in counts):
         raise ValueError(f"confusion.counts must be {len(names)} x {len(names)}")
     if len(names) > MOST_CLASSES:
-        return _section(
-            "Most confused", _pairs(names, counts), says="The default export on the test split."
-        )
+        return _section("Most confused", _pairs(names, counts), says="The default export on the test split.")
     chart = charts.heatmap(names, counts, title="Confusion matrix")
     return _section(
         "Confusion",
@@ -274,12 +251,7 @@ def _confusion(record: Record) -> str:
 
 def _pairs(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     pairs = sorted(
-        (
-            (value, i, j)
-            for i, row in enumerate(counts)
-            for j, value in enumerate(row)
-            if i != j and value
-        ),
+        ((value, i, j) for i, row in enumerate(counts) for j, value in enumerate(row) if i != j and value),
         reverse=True,
     )[:20]
     rows = [
@@ -304,9 +276,7 @@ def _wrong(record: Record) -> str:
             f'<small class="file" title="{name}">{name}</small></figcaption></figure>'
         )
     body = f'<div class="wrong">{"".join(figures)}</div>' if figures else ""
-    return _section(
-        "Most wrong", body, says="Test images the default export is surest and wrong about."
-    )
+    return _section("Most wrong", body, says="Test images the default export is surest and wrong about.")
 
 
 def _notes(record: Record) -> str:
@@ -337,9 +307,7 @@ def _machine(record: Record) -> str:
         facts.append(("run took", f"{minutes} min {seconds} s"))
     if record.get("versions"):
         facts.append(("versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items())))
-    rows = "".join(
-        f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts if v not in (None, "")
-    )
+    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts if v not in (None, ""))
     return _section("Where this was measured", f"<dl>{rows}</dl>" if rows else "", wide=True)
 
 

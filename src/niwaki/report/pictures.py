@@ -30,9 +30,7 @@ def uri(image: Any) -> str:
         return image
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
-        raise ValueError(
-            f"a picture is uint8 [H, W] or [H, W, C], got {pixels.dtype} {pixels.shape}"
-        )
+        raise ValueError(f"a picture is uint8 [H, W] or [H, W, C], got {pixels.dtype} {pixels.shape}")
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     picture = Image.fromarray(pixels)

@@ -173,9 +173,7 @@ class Atoms:
         return [np.stack(parts, axis=1) if parts else None for parts in columns]
 
     def _split_column(self, grid: Ints) -> list[tuple[int, Ints]]:
-        varies = [
-            d for d in range(grid.ndim) if (grid != np.take(grid, [0], axis=d)).any()
-        ]
+        varies = [d for d in range(grid.ndim) if (grid != np.take(grid, [0], axis=d)).any()]
         if not varies:
             varies = [d for d in range(grid.ndim) if grid.shape[d] > 1][-1:] if grid.any() else []
             if varies:  # one atom behind the whole axis: it belongs to every part, so it stays

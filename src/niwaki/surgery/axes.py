@@ -127,9 +127,7 @@ class Walk:
         letters: dict[str, tuple[int, Axis]] = {}
         for letter_names, x in zip(names, tensors, strict=True):
             sizes = shape_of(x.meta["val"])
-            letters |= {
-                c: (s, a) for c, s, a in zip(letter_names, sizes, self.axes[x], strict=True)
-            }
+            letters |= {c: (s, a) for c, s, a in zip(letter_names, sizes, self.axes[x], strict=True)}
         size = math.prod(s for s, _ in letters.values())
         if len(tensors) > 1:
             self._count(tuple(a for _, a in letters.values()), size, 1 / self.traced.batch)
@@ -158,9 +156,7 @@ class Axes:
             for node in walk.traced.graph.nodes
             if node.name in walk.traced.tensors
         }
-        self._shapes = {
-            walk.traced.names[name]: tuple(t.shape) for name, t in walk.traced.tensors.items()
-        }
+        self._shapes = {walk.traced.names[name]: tuple(t.shape) for name, t in walk.traced.tensors.items()}
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -177,8 +173,8 @@ class Axes:
             alike[tuple(where)].append(atom)
         small = self._smaller_factors()
         out, taken = [], set[str]()
-        for where, numbers in alike.items():
-            members = tuple(dict.fromkeys((name, d) for name, d, _ in where))
+        for signature, numbers in alike.items():
+            members = tuple(dict.fromkeys((name, d) for name, d, _ in signature))
             out.append(
                 Group(
                     name=self._named(members, taken),
@@ -244,7 +240,9 @@ class Axes:
         heads = [
             name
             for name in self._parameters
-            if self._tensors[name] and self._tensors[name][0] is None and len(self._shapes[name]) > 1
+            if self._tensors[name]
+            and self._tensors[name][0] is None
+            and len(self._shapes[name]) > 1
             and self._shapes[name][0] > 1
         ]
         return {"inputs": list(self.traced.inputs), "whole": heads}

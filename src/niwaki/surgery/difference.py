@@ -161,11 +161,7 @@ def _tensors(fresh: nn.Module, changed: nn.Module) -> dict[str, Any]:
 def _modes(model: nn.Module) -> dict[str, bool]:
     """Train or eval: of the root, and of each module that differs from the one it is in."""
     modes = {name: module.training for name, module in model.named_modules()}
-    return {
-        name: mode
-        for name, mode in modes.items()
-        if not name or mode != modes[name.rpartition(".")[0]]
-    }
+    return {name: mode for name, mode in modes.items() if not name or mode != modes[name.rpartition(".")[0]]}
 
 
 def _attributes(name: str, old: nn.Module, new: nn.Module) -> dict[str, Any]:
@@ -215,9 +211,7 @@ def _patch_attributes(name: str, module: nn.Module | None, values: Any) -> None:
         was = vars(module).get(key)
         value = tuple(value) if type(was) is tuple and isinstance(value, list) else value
         if key in _INTERNAL or key not in vars(module) or not _patchable(was, value):
-            raise _mismatch(
-                f"{name}.{key}".lstrip("."), f"is {was!r:.80} and cannot become {value!r:.80}"
-            )
+            raise _mismatch(f"{name}.{key}".lstrip("."), f"is {was!r:.80} and cannot become {value!r:.80}")
         setattr(module, key, value)
 
 

@@ -7,41 +7,42 @@ A new operator is one function here and one line in `RULES`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import fx
 
 from niwaki.surgery.atoms import Atoms, Axis
-from niwaki.surgery.trace import shape_of
+from niwaki.surgery.trace import Call, shape_of
 
 if TYPE_CHECKING:
     from niwaki.surgery.axes import Walk
 
 Axes = list[Axis]
-Rule = Callable[["Walk", fx.Node], Any]
+Rule = Callable[["Walk", Call], Any]
 
 
 def _axes(walk: Walk, node: Any) -> Axes:
-    return walk.axes[node]
+    axes: Axes = walk.axes[node]
+    return axes
 
 
-def _shape(node: fx.Node) -> tuple[int, ...]:
+def _shape(node: Call) -> tuple[int, ...]:
     return shape_of(node.meta["val"])
 
 
-def _arg(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
+def _arg(node: Call, place: int, name: str, default: Any = None) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
-def same(walk: Walk, node: fx.Node) -> Axes:
+def same(walk: Walk, node: Call) -> Axes:
     """The output has its first input's axes (elementwise in one tensor, clone, softmax, ...)."""
     return list(_axes(walk, node.args[0]))
 
 
-def elementwise(walk: Walk, node: fx.Node) -> Axes:
+def elementwise(walk: Walk, node: Call) -> Axes:
     """Inputs broadcast against each other; axes of equal size are tied."""
     shape = _shape(node)
     out: Axes = [None] * len(shape)
@@ -60,7 +61,7 @@ def elementwise(walk: Walk, node: fx.Node) -> Axes:
     return out
 
 
-def convolution(walk: Walk, node: fx.Node) -> Axes:
+def convolution(walk: Walk, node: Call) -> Axes:
     """conv1d-3d and transposed ones: channels tied to the weight, groups as an outer axis of their own."""
     x, weight, bias = node.args[0], node.args[1], _arg(node, 2, "bias")
     name = str(node.target)
@@ -86,7 +87,7 @@ def convolution(walk: Walk, node: fx.Node) -> Axes:
 
 
 def _grouped(
-    walk: Walk, x: fx.Node, channels: Axis, out: Axis, *, groups: int, transposed: bool, out_size: int
+    walk: Walk, x: Call, channels: Axis, out: Axis, *, groups: int, transposed: bool, out_size: int
 ) -> Axis:
     atoms, size = walk.atoms, _shape(x)[1]
     outer, inner = atoms.split(_axes(walk, x)[1], [groups, size // groups])
@@ -107,7 +108,7 @@ def _grouped(
     return atoms.resolve(out)
 
 
-def linear(walk: Walk, node: fx.Node) -> Axes:
+def linear(walk: Walk, node: Call) -> Axes:
     """x `[..., I]`, weight `[O, I]`."""
     x, weight, bias = node.args[0], node.args[1], _arg(node, 2, "bias")
     w = _axes(walk, weight)
@@ -118,13 +119,13 @@ def linear(walk: Walk, node: fx.Node) -> Axes:
     return [*_axes(walk, x)[:-1], *w[:-1]]
 
 
-def matmul(walk: Walk, node: fx.Node) -> Axes:
+def matmul(walk: Walk, node: Call) -> Axes:
     """`[..., M, K] @ [..., K, N]` with broadcast batch axes; mm and bmm as well."""
     a, b = node.args[0], node.args[1]
     return _product(walk, node, a, b)
 
 
-def addmm(walk: Walk, node: fx.Node) -> Axes:
+def addmm(walk: Walk, node: Call) -> Axes:
     """bias + a @ b (addmm, baddbmm)."""
     out = _product(walk, node, node.args[1], node.args[2])
     shape, bias = _shape(node), node.args[0]
@@ -134,7 +135,7 @@ def addmm(walk: Walk, node: fx.Node) -> Axes:
     return out
 
 
-def _product(walk: Walk, node: fx.Node, a: Any, b: Any) -> Axes:
+def _product(walk: Walk, node: Call, a: Any, b: Any) -> Axes:
     left, right = _axes(walk, a), _axes(walk, b)
     walk.atoms.tie(left[-1], right[-2] if len(right) > 1 else right[0])
     lead = _broadcast(walk, [(a, 2), (b, 2)]) if len(left) > 2 or len(right) > 2 else []
@@ -160,7 +161,7 @@ def _broadcast(walk: Walk, parts: Sequence[tuple[Any, int]]) -> Axes:
     return out
 
 
-def attention(walk: Walk, node: fx.Node) -> Axes:
+def attention(walk: Walk, node: Call) -> Axes:
     """scaled_dot_product_attention: q `[..., L, E]`, k `[..., S, E]`, v `[..., S, V]`, mask `[..., L, S]`."""
     q, k, v = node.args[:3]
     mask = _arg(node, 3, "attn_mask")
@@ -181,7 +182,7 @@ def attention(walk: Walk, node: fx.Node) -> Axes:
     return [*lead, _axes(walk, q)[-2], _axes(walk, v)[-1]]
 
 
-def channel_norm(walk: Walk, node: fx.Node) -> Any:
+def channel_norm(walk: Walk, node: Call) -> Any:
     """batch_norm and instance_norm: weight, bias and statistics belong to axis 1."""
     axes = _axes(walk, node.args[0])
     for x in walk.tensors_of(node)[1:]:
@@ -190,7 +191,7 @@ def channel_norm(walk: Walk, node: fx.Node) -> Any:
     return [out, [None], [None]] if isinstance(node.meta["val"], (tuple, list)) else out
 
 
-def last_norm(walk: Walk, node: fx.Node) -> Any:
+def last_norm(walk: Walk, node: Call) -> Any:
     """layer_norm, rms_norm: weight and bias belong to the last axes; statistics over the kept ones."""
     axes = _axes(walk, node.args[0])
     for x in walk.tensors_of(node)[1:]:
@@ -200,7 +201,7 @@ def last_norm(walk: Walk, node: fx.Node) -> Any:
     return list(axes)
 
 
-def group_norm(walk: Walk, node: fx.Node) -> Axes:
+def group_norm(walk: Walk, node: Call) -> Axes:
     """Axis 1 is groups x channels of a group."""
     axes, size = _axes(walk, node.args[0]), _shape(node)[1]
     groups = int(node.args[1])
@@ -212,7 +213,7 @@ def group_norm(walk: Walk, node: fx.Node) -> Axes:
     return [axes[0], walk.atoms.resolve(axes[1]), *axes[2:]]
 
 
-def pool(walk: Walk, node: fx.Node) -> Any:
+def pool(walk: Walk, node: Call) -> Any:
     """Pooling and upsampling: batch and channels pass, spatial axes stay whole."""
     axes = _axes(walk, node.args[0])
     value = node.meta["val"]
@@ -225,7 +226,7 @@ def pool(walk: Walk, node: fx.Node) -> Any:
     return [out, list(out)] if isinstance(value, (tuple, list)) else out
 
 
-def reduce(walk: Walk, node: fx.Node) -> Any:
+def reduce(walk: Walk, node: Call) -> Any:
     """mean, sum, amax, var, ...: over a pruned axis the kept elements are what is reduced."""
     axes = _axes(walk, node.args[0])
     dims = _arg(node, 1, "dim")
@@ -240,13 +241,13 @@ def reduce(walk: Walk, node: fx.Node) -> Any:
     return [out, list(out)] if isinstance(value, (tuple, list)) else out
 
 
-def permute(walk: Walk, node: fx.Node) -> Axes:
+def permute(walk: Walk, node: Call) -> Axes:
     """Axes in another order."""
     axes = _axes(walk, node.args[0])
     return [axes[d] for d in node.args[1]]
 
 
-def transpose(walk: Walk, node: fx.Node) -> Axes:
+def transpose(walk: Walk, node: Call) -> Axes:
     """Two axes swapped (t: the only two)."""
     axes = list(_axes(walk, node.args[0]))
     if len(axes) < 2:
@@ -256,7 +257,7 @@ def transpose(walk: Walk, node: fx.Node) -> Axes:
     return axes
 
 
-def view(walk: Walk, node: fx.Node) -> Axes:
+def view(walk: Walk, node: Call) -> Axes:
     """view, reshape, flatten, unflatten, squeeze, unsqueeze: row-major regrouping of axes."""
     x = node.args[0]
     return regroup(walk.atoms, _axes(walk, x), _shape(x), _shape(node))
@@ -286,7 +287,7 @@ def regroup(atoms: Atoms, axes: Axes, before: Sequence[int], after: Sequence[int
     return out
 
 
-def expand(walk: Walk, node: fx.Node) -> Axes:
+def expand(walk: Walk, node: Call) -> Axes:
     """A repeated size-1 axis is all the same value, so any part of it will do."""
     x, shape = node.args[0], _shape(node)
     own, sizes = _axes(walk, x), _shape(x)
@@ -298,7 +299,7 @@ def expand(walk: Walk, node: fx.Node) -> Axes:
     return out
 
 
-def repeat(walk: Walk, node: fx.Node) -> Axes:
+def repeat(walk: Walk, node: Call) -> Axes:
     """Axes tiled whole."""
     x = node.args[0]
     own, sizes, times = _axes(walk, x), _shape(x), list(node.args[1])
@@ -311,7 +312,7 @@ def repeat(walk: Walk, node: fx.Node) -> Axes:
     return out
 
 
-def cat(walk: Walk, node: fx.Node) -> Axes:
+def cat(walk: Walk, node: Call) -> Axes:
     """Along one axis the parts follow each other; the other axes are tied."""
     parts = [x for x in node.args[0] if _shape(x) != (0,)]
     dim = int(_arg(node, 1, "dim", 0)) % len(_shape(node))
@@ -338,7 +339,7 @@ def join(parts: Sequence[tuple[int, Axis]]) -> Axis:
     return np.concatenate(rows)
 
 
-def stack(walk: Walk, node: fx.Node) -> Axes:
+def stack(walk: Walk, node: Call) -> Axes:
     """Tensors side by side on a new axis that stays whole."""
     parts = list(node.args[0])
     dim = int(_arg(node, 1, "dim", 0)) % len(_shape(node))
@@ -349,7 +350,7 @@ def stack(walk: Walk, node: fx.Node) -> Axes:
     return [*out[:dim], None, *out[dim:]]
 
 
-def pieces(walk: Walk, node: fx.Node) -> list[Axes]:
+def pieces(walk: Walk, node: Call) -> list[Axes]:
     """chunk, split: consecutive parts. Equal parts of a chunk must shrink alike, so they are tied."""
     axes = _axes(walk, node.args[0])
     shapes = [shape_of(v) for v in node.meta["val"]]
@@ -358,7 +359,7 @@ def pieces(walk: Walk, node: fx.Node) -> list[Axes]:
     sizes = [s[dim] for s in shapes]
     cuts = [0, *np.cumsum(sizes)]
     whole = walk.atoms.resolve(axes[dim])
-    parts = [None if whole is None else whole[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [None if whole is None else whole[a:b] for a, b in itertools.pairwise(cuts)]
     if "split_with_sizes" not in name and whole is not None:
         for part, size in zip(parts[1:], sizes[1:], strict=True):
             if size == sizes[0]:
@@ -368,7 +369,7 @@ def pieces(walk: Walk, node: fx.Node) -> list[Axes]:
     return [[part if d == dim else a for d, a in enumerate(axes)] for part in parts]
 
 
-def unbind(walk: Walk, node: fx.Node) -> list[Axes]:
+def unbind(walk: Walk, node: Call) -> list[Axes]:
     """Each index of an axis on its own: the axis stays whole."""
     axes = _axes(walk, node.args[0])
     dim = int(_arg(node, 1, "dim", 0)) % len(axes)
@@ -376,7 +377,7 @@ def unbind(walk: Walk, node: fx.Node) -> list[Axes]:
     return [[a for d, a in enumerate(axes) if d != dim] for _ in node.meta["val"]]
 
 
-def select(walk: Walk, node: fx.Node) -> Axes:
+def select(walk: Walk, node: Call) -> Axes:
     """One index of an axis: the axis stays whole."""
     axes = _axes(walk, node.args[0])
     dim = int(node.args[1]) % len(axes)
@@ -384,7 +385,7 @@ def select(walk: Walk, node: fx.Node) -> Axes:
     return [a for d, a in enumerate(axes) if d != dim]
 
 
-def slice_(walk: Walk, node: fx.Node) -> Axes:
+def slice_(walk: Walk, node: Call) -> Axes:
     """A range of an axis."""
     out = list(_axes(walk, node.args[0]))
     dim = int(_arg(node, 1, "dim", 0)) % len(out)
@@ -400,7 +401,7 @@ def slice_(walk: Walk, node: fx.Node) -> Axes:
     return out
 
 
-def flip(walk: Walk, node: fx.Node) -> Axes:
+def flip(walk: Walk, node: Call) -> Axes:
     """Axes back to front."""
     out = list(_axes(walk, node.args[0]))
     for d in node.args[1]:
@@ -409,7 +410,7 @@ def flip(walk: Walk, node: fx.Node) -> Axes:
     return out
 
 
-def pad(walk: Walk, node: fx.Node) -> Axes:
+def pad(walk: Walk, node: Call) -> Axes:
     """Constant padding: added elements are free; other modes keep the padded axes."""
     out = list(_axes(walk, node.args[0]))
     amounts = [int(a) for a in node.args[1]]
@@ -430,7 +431,7 @@ def pad(walk: Walk, node: fx.Node) -> Axes:
     return out
 
 
-def unfold(walk: Walk, node: fx.Node) -> Axes:
+def unfold(walk: Walk, node: Call) -> Axes:
     """im2col: channels x kernel positions on axis 1."""
     axes = _axes(walk, node.args[0])
     for axis in axes[2:]:
@@ -439,7 +440,7 @@ def unfold(walk: Walk, node: fx.Node) -> Axes:
     return [axes[0], walk.atoms.merge([(channels, axes[1]), (size // channels, None)]), None]
 
 
-def pixel_shuffle(walk: Walk, node: fx.Node) -> Axes:
+def pixel_shuffle(walk: Walk, node: Call) -> Axes:
     """`[.., C r r, H, W] -> [.., C, H r, W r]`."""
     axes, r = _axes(walk, node.args[0]), int(node.args[1])
     channels = _shape(node)[-3]
@@ -449,7 +450,7 @@ def pixel_shuffle(walk: Walk, node: fx.Node) -> Axes:
     return [*axes[:-3], walk.atoms.resolve(outer), None, None]
 
 
-def pixel_unshuffle(walk: Walk, node: fx.Node) -> Axes:
+def pixel_unshuffle(walk: Walk, node: Call) -> Axes:
     """`[.., C, H r, W r] -> [.., C r r, H, W]`."""
     axes, r = _axes(walk, node.args[0]), int(node.args[1])
     for axis in axes[-2:]:
@@ -458,7 +459,7 @@ def pixel_unshuffle(walk: Walk, node: fx.Node) -> Axes:
     return [*axes[:-3], merged, None, None]
 
 
-def channel_shuffle(walk: Walk, node: fx.Node) -> Axes:
+def channel_shuffle(walk: Walk, node: Call) -> Axes:
     """Groups x channels to channels x groups on axis 1."""
     axes, groups, size = _axes(walk, node.args[0]), int(node.args[1]), _shape(node)[1]
     outer, inner = walk.atoms.split(axes[1], [groups, size // groups])
@@ -466,14 +467,14 @@ def channel_shuffle(walk: Walk, node: fx.Node) -> Axes:
     return [axes[0], walk.atoms.merge([(size // groups, inner), (groups, outer)]), *axes[2:]]
 
 
-def embedding(walk: Walk, node: fx.Node) -> Axes:
+def embedding(walk: Walk, node: Call) -> Axes:
     """Rows of a table: the row axis stays, the width passes."""
     table, index = node.args[0], node.args[1]
     walk.atoms.keep(_axes(walk, table)[0])
     return [*_axes(walk, index), _axes(walk, table)[1]]
 
 
-def index(walk: Walk, node: fx.Node) -> Axes:
+def index(walk: Walk, node: Call) -> Axes:
     """x[i, :, j]: indexed axes stay whole, the others pass."""
     axes, picks = _axes(walk, node.args[0]), list(node.args[1])
     picked = [d for d, pick in enumerate(picks) if pick is not None]
@@ -488,14 +489,15 @@ def index(walk: Walk, node: fx.Node) -> Axes:
     return [*rest[:before], *[None] * rank, *rest[before:]]
 
 
-def einsum(walk: Walk, node: fx.Node) -> Axes:
+def einsum(walk: Walk, node: Call) -> Axes:
     """Axes with the same letter are tied."""
     equation, tensors = str(node.args[0]).replace(" ", ""), list(node.args[1])
     left, _, right = equation.partition("->")
     letters: dict[str, Axis] = {}
     known: set[str] = set()
     if "." in equation or not right:
-        return unknown(walk, node)
+        whole: Axes = unknown(walk, node)
+        return whole
     for names, x in zip(left.split(","), tensors, strict=True):
         for letter, axis in zip(names, _axes(walk, x), strict=True):
             if letter in known:
@@ -506,17 +508,18 @@ def einsum(walk: Walk, node: fx.Node) -> Axes:
     return [letters[letter] for letter in right]
 
 
-def constant(walk: Walk, node: fx.Node) -> Axes:
+def constant(walk: Walk, node: Call) -> Axes:
     """A new tensor that depends on no channel (arange, zeros, ...)."""
     return [None] * len(_shape(node))
 
 
-def getitem(walk: Walk, node: fx.Node) -> Axes:
+def getitem(walk: Walk, node: Call) -> Axes:
     """One output of an operator with several."""
-    return list(walk.axes[node.args[0]][node.args[1]])
+    axes: Axes = list(walk.axes[node.args[0]][node.args[1]])
+    return axes
 
 
-def unknown(walk: Walk, node: fx.Node) -> Any:
+def unknown(walk: Walk, node: Call) -> Any:
     """No rule: every axis of every input stays whole, and the operator is named."""
     touched = [axis for x in walk.tensors_of(node) for axis in _axes(walk, x)]
     walk.unprunable(node, touched)
@@ -528,23 +531,38 @@ def unknown(walk: Walk, node: fx.Node) -> Any:
     return [None] * len(shape_of(value)) if hasattr(value, "shape") else None
 
 
-_SAME = """relu relu6 silu gelu elu selu celu hardswish hardsigmoid hardtanh leaky_relu sigmoid tanh softplus mish
-log_sigmoid logit exp exp2 log log2 log1p expm1 sqrt rsqrt abs neg sign square reciprocal sin cos tan erf floor ceil
-round clamp clamp_min clamp_max clone contiguous detach alias to _to_copy dropout feature_dropout alpha_dropout
-lift_fresh_copy softmax _softmax log_softmax _log_softmax logical_not bitwise_not threshold softsign hardshrink
-softshrink tanhshrink nan_to_num isnan zeros_like ones_like full_like rand_like type_as _safe_softmax cumsum
-silu_ relu_ hardswish_ detach_ _assert_tensor_metadata positive empty_like fill to_copy""".split()
-_ELEMENTWISE = """add sub mul div rsub pow maximum minimum where masked_fill eq ne lt le gt ge logical_and logical_or
-addcmul addcdiv lerp prelu fmod remainder atan2 copysign bitwise_and bitwise_or __and__ __or__ copy""".split()
-_REDUCE = "mean sum amax amin var std var_mean prod logsumexp norm linalg_vector_norm argmax argmin any all".split()
-_POOL = """max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d
+_SAME = """
+relu relu6 silu gelu elu selu celu hardswish hardsigmoid hardtanh leaky_relu sigmoid tanh softplus
+mish log_sigmoid logit exp exp2 log log2 log1p expm1 sqrt rsqrt abs neg sign square reciprocal sin
+cos tan erf floor ceil round clamp clamp_min clamp_max clone contiguous detach alias to _to_copy
+dropout feature_dropout alpha_dropout lift_fresh_copy softmax _softmax log_softmax _log_softmax
+logical_not bitwise_not threshold softsign hardshrink softshrink tanhshrink nan_to_num isnan
+zeros_like ones_like full_like rand_like type_as _safe_softmax cumsum silu_ relu_ hardswish_ detach_
+_assert_tensor_metadata positive empty_like fill to_copy
+""".split()  # noqa: SIM905
+_ELEMENTWISE = """
+add sub mul div rsub pow maximum minimum where masked_fill eq ne lt le gt ge logical_and logical_or
+addcmul addcdiv lerp prelu fmod remainder atan2 copysign bitwise_and bitwise_or __and__ __or__ copy
+""".split()  # noqa: SIM905
+_REDUCE = """
+mean sum amax amin var std var_mean prod logsumexp norm linalg_vector_norm argmax argmin any all
+""".split()  # noqa: SIM905
+_POOL = """
+max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d
 adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool2d
 upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d
-_upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_trilinear3d _upsample_nearest_exact2d""".split()
-_VIEW = "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as".split()
-_CONSTANT = """arange zeros ones full linspace new_zeros new_ones new_full new_empty empty scalar_tensor eye
-rand randn""".split()
-_CONV = "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution".split()
+_upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_trilinear3d _upsample_nearest_exact2d
+""".split()  # noqa: SIM905
+_VIEW = """
+view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as
+""".split()  # noqa: SIM905
+_CONSTANT = """
+arange zeros ones full linspace new_zeros new_ones new_full new_empty empty scalar_tensor eye rand
+randn
+""".split()  # noqa: SIM905
+_CONV = """
+conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution
+""".split()  # noqa: SIM905
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_SAME, same),
@@ -564,9 +582,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("transpose", "t", "swapaxes"), transpose),
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), expand),
     **dict.fromkeys(("layer_norm", "rms_norm"), last_norm),
-    **dict.fromkeys(
-        ("batch_norm", "_native_batch_norm_legit_no_training", "instance_norm"), channel_norm
-    ),
+    **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training", "instance_norm"), channel_norm),
     "scaled_dot_product_attention": attention,
     "group_norm": group_norm,
     "permute": permute,
@@ -586,14 +602,14 @@ RULES: dict[str, Rule] = {
 }
 
 
-def rule_of(node: fx.Node) -> Rule:
+def rule_of(node: Call) -> Rule:
     """The rule of a call: by the operator's name without overload, or `unknown`."""
     if getattr(node.target, "__name__", "") == "getitem":
         return getitem
     return RULES.get(operator_of(node), unknown)
 
 
-def operator_of(node: fx.Node) -> str:
+def operator_of(node: Call) -> str:
     """`conv2d` of `aten.conv2d.default`."""
     packet = getattr(node.target, "overloadpacket", None)
     return str(getattr(packet, "__name__", node.target))

@@ -14,13 +14,14 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from niwaki.errors import ModelError
 from niwaki.surgery.axes import Axes, Keep, Kept
 from niwaki.surgery.rules import operator_of
-from niwaki.surgery.trace import owner_of, quiet, shape_of
+from niwaki.surgery.trace import Call, owner_of, quiet, shape_of
 
 _SIZED = {"view", "reshape", "_unsafe_view", "expand", "unflatten"}
 Mend = tuple[str, str, Any]  # module path, attribute, new value
@@ -133,7 +134,7 @@ def _set_conv(module: nn.modules.conv._ConvNd, channels: int) -> None:
 
 
 def _set_norm(
-    module: nn.Module, node: fx.Node, before: tuple[int, ...], after: tuple[int, ...], axes: Axes, alive: Any
+    module: nn.Module, node: Call, before: tuple[int, ...], after: tuple[int, ...], axes: Axes, alive: Any
 ) -> None:
     if isinstance(module, (nn.modules.batchnorm._NormBase,)):
         module.num_features = after[1]
@@ -141,11 +142,11 @@ def _set_norm(
         module.num_channels = after[1]
         module.num_groups = _kept_groups(node, axes, alive)
     elif hasattr(module, "normalized_shape"):
-        rank = len(module.normalized_shape)
-        module.normalized_shape = tuple(after[-rank:])
+        layer: Any = module
+        layer.normalized_shape = tuple(after[-len(layer.normalized_shape) :])
 
 
-def _kept_groups(node: fx.Node, axes: Axes, alive: Any) -> int:
+def _kept_groups(node: Call, axes: Axes, alive: Any) -> int:
     groups = int(node.args[1])  # type: ignore[arg-type]
     axis = axes.resolve(axes.axes_of(node.args[0])[1])
     if axis is None:
@@ -156,8 +157,8 @@ def _kept_groups(node: fx.Node, axes: Axes, alive: Any) -> int:
 def _keep_attention_scale(small: nn.Module, axes: Axes, keep: Keep) -> None:
     """Attention that divides by the root of its head size goes on dividing by the original one.
 
-    softmax(q k / sqrt(E)) with E now E' divides by sqrt(E'), so q is multiplied by sqrt(E' / E): its rows of the
-    projection (or the norm behind it) carry the factor.
+    softmax(q k / sqrt(E)) with E now E' divides by sqrt(E'), so q is multiplied by sqrt(E' / E): its rows of
+    the projection (or the norm behind it) carry the factor.
     """
     alive = axes.alive(keep)
     for node in axes.traced.graph.nodes:
@@ -169,7 +170,7 @@ def _keep_attention_scale(small: nn.Module, axes: Axes, keep: Keep) -> None:
             _scale_source(small, axes, keep, query, factor=math.sqrt(after / before))
 
 
-def _scale_source(small: nn.Module, axes: Axes, keep: Keep, query: fx.Node, *, factor: float) -> None:
+def _scale_source(small: nn.Module, axes: Axes, keep: Keep, query: Call, *, factor: float) -> None:
     source, path = _source_of_query(query)
     rows = _reaches(source, path, query)
     names = [axes.traced.names.get(x.name) for x in source.args[1:] if isinstance(x, fx.Node)]
@@ -182,9 +183,9 @@ def _scale_source(small: nn.Module, axes: Axes, keep: Keep, query: fx.Node, *, f
             tensor[chosen.to(tensor.device)] *= factor
 
 
-def _source_of_query(query: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+def _source_of_query(query: Call) -> tuple[Call, list[Call]]:
     """The linear layer or affine norm that the queries come from, and the calls in between, in order."""
-    path: list[fx.Node] = []
+    path: list[Call] = []
     node = query
     while operator_of(node) not in ("linear", "conv2d", "layer_norm", "rms_norm"):
         path.append(node)
@@ -199,10 +200,10 @@ def _source_of_query(query: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
     return node, path[::-1]
 
 
-def _reaches(source: fx.Node, path: list[fx.Node], query: fx.Node) -> Tensor:
+def _reaches(source: Call, path: list[Call], query: Call) -> Tensor:
     """Which of the source's output channels end in the queries: bool `[channels]`, found by a gradient."""
     leaf = torch.ones(shape_of(source.meta["val"]), requires_grad=True)
-    values: dict[fx.Node, Any] = {source: leaf}
+    values: dict[Call, Any] = {source: leaf}
 
     def value(x: Any) -> Any:
         if not isinstance(x, fx.Node):
@@ -295,7 +296,7 @@ def _proposals(small: nn.Module, axes: Axes, keep: Keep) -> Iterator[Mend]:
             yield from _attributes(modules, owner_of(node), before, after)
 
 
-def _sizes(node: fx.Node, axes: Axes, alive: Any) -> tuple[list[int], list[int]]:
+def _sizes(node: Call, axes: Axes, alive: Any) -> tuple[list[int], list[int]]:
     """The numbers in a call that are sizes, as they were and as they have to be."""
     operator = operator_of(node)
     if operator in _SIZED:
@@ -310,20 +311,20 @@ def _sizes(node: fx.Node, axes: Axes, alive: Any) -> tuple[list[int], list[int]]
     return [], []
 
 
-def _dim(node: fx.Node, place: int) -> int:
+def _dim(node: Call, place: int) -> int:
     dim = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
     return int(dim)  # type: ignore[arg-type]
 
 
-def _kept_runs(node: fx.Node, axes: Axes, alive: Any, sizes: list[int], *, dim: int) -> list[int]:
+def _kept_runs(node: Call, axes: Axes, alive: Any, sizes: list[int], *, dim: int) -> list[int]:
     axis = axes.resolve(axes.axes_of(node.args[0])[dim])
     if axis is None:
         return sizes
-    stays = torch.from_numpy(alive[axis].all(1))
-    return [int(part.sum()) for part in stays.split(sizes)]
+    stays = alive[axis].all(1)
+    return [int(part.sum()) for part in np.split(stays, np.cumsum(sizes)[:-1])]
 
 
-def _slice_bounds(node: fx.Node, axes: Axes, alive: Any) -> tuple[list[int], list[int]]:
+def _slice_bounds(node: Call, axes: Axes, alive: Any) -> tuple[list[int], list[int]]:
     dim = _dim(node, 1)
     size = shape_of(node.args[0].meta["val"])[dim]  # type: ignore[union-attr]
     bounds = [b for b in node.args[2:4] if isinstance(b, int)]
@@ -335,7 +336,7 @@ def _slice_bounds(node: fx.Node, axes: Axes, alive: Any) -> tuple[list[int], lis
     return bounds, [int(stays[:b].sum()) for b in bounds]
 
 
-def _pad_amounts(node: fx.Node, axes: Axes, alive: Any) -> tuple[list[int], list[int]]:
+def _pad_amounts(node: Call, axes: Axes, alive: Any) -> tuple[list[int], list[int]]:
     amounts = [int(a) for a in node.args[1]]  # type: ignore[union-attr]
     out = list(amounts)
     for back in range(1, len(amounts) // 2 + 1):

@@ -16,6 +16,9 @@ from torch.export import Dim, ExportedProgram
 
 from niwaki.errors import ModelError
 
+Call = Any
+"""An `fx.Node`, whose arguments torch types so widely that nothing can be read from them."""
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -38,7 +41,8 @@ class Traced:
     @property
     def graph(self) -> fx.Graph:
         """The calls in order."""
-        return self.program.graph
+        graph: fx.Graph = self.program.graph
+        return graph
 
 
 def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Traced:
