@@ -15,7 +15,6 @@ from niwaki.job.folder import opened
 from niwaki.job.work import Arguments, Work
 from niwaki.lazy import require
 from niwaki.plan import Plan
-from niwaki.tasks import Classify
 
 if TYPE_CHECKING:
     from niwaki.data import DataSet
@@ -109,8 +108,6 @@ def fit(
                 folder=folder,
                 data=read,
                 spec=spec,
-                task=Classify(read.classes),
-                budget=asked,
                 plan=works.filled(given, epochs=recover, seed=seed, flip=read.flip),
                 fresh=fresh,
                 builder=builder,

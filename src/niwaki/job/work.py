@@ -65,12 +65,20 @@ class Work:
     folder: Folder
     data: DataSet
     spec: Spec
-    task: Classify
-    budget: Budget
     plan: Plan
     fresh: Callable[[], nn.Module]
     builder: str | None
     show: Callable[[Any], object] | None
+
+    @property
+    def task(self) -> Classify:
+        """What the model's outputs mean."""
+        return Classify(self.data.classes)
+
+    @property
+    def budget(self) -> Budget:
+        """What was asked for."""
+        return Budget.parse(self.arguments.budget)
 
     @property
     def calib(self) -> Samples:
