@@ -9,6 +9,7 @@ What is done around the quantizer, and why (each made the file faster or closer 
   scale and zero point, which costs nothing.
 - Batch norms that cannot be folded, and shortcuts that pad channels with zeros, become convolutions
   (onnx_rewrite.py).
+- Convolutions thinner than the kernels' width are filled up with zero channels (onnx_widen.py).
 - The last linear layer's output and all that follows it (softmax) stay float: probabilities need
   finer steps.
 
@@ -32,7 +33,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from niwaki.runtimes import onnx_rewrite
+from niwaki.runtimes import onnx_rewrite, onnx_widen
 from niwaki.spec import Spec
 
 OPERATORS = (
@@ -55,6 +56,7 @@ def quantize(proto: Any, calib: npt.NDArray[np.uint8], spec: Spec) -> Any:
     onnx_rewrite.selections(proto)
     onnx_rewrite.norms(proto)
     onnx_rewrite.drop_unused(proto.graph)
+    onnx_widen.thin(proto.graph)
     transpose = _reader(proto.graph, "Transpose", "image")
     cast = _reader(proto.graph, "Cast", transpose.output[0])
     normalise = _reader(proto.graph, "Conv", cast.output[0])
