@@ -32,7 +32,7 @@ demo: $(READY)
 	@echo "report: runs/demo/report.html"
 
 test: $(READY)
-	$(BIN)/python -m pytest $(TESTS) -m "not bench" --durations=15
+	$(BIN)/python -m pytest $(TESTS) -m "not bench" -n 2 --dist worksteal --durations=15
 
 quick: $(READY)
 	$(BIN)/python -m pytest $(TESTS) -m "not slow and not bench"

@@ -27,9 +27,9 @@ def pruned() -> torch.nn.Module:
     return surgery.shrink(model, axes, prune.choose(axes, prune.score(model, axes), ratio=0.4)).eval()
 
 
-def export(path: Path) -> np.ndarray:
+def export(path: Path, spec: Spec = SPEC) -> np.ndarray:
     onnx_file = runtimes.load("onnx")
-    onnx_file.export(pruned(), SPEC, path, task=TASK, precision="int8", calib=IMAGES, prove=False)
+    onnx_file.export(pruned(), spec, path, task=TASK, precision="int8", calib=IMAGES, prove=False)
     return onnx_file.open(path)(IMAGES)
 
 
@@ -38,10 +38,11 @@ def widths(path: Path) -> list[int]:
     return sorted(t.dims[0] for t in graph.initializer if len(t.dims) == 4)
 
 
-def test_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = export(tmp_path / "wide.onnx")
-    monkeypatch.setattr(onnx_widen, "thin", lambda graph: 0)
-    thin = export(tmp_path / "thin.onnx")
+@pytest.mark.parametrize("spec", [SPEC, Spec(size_hw=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)])
+def test_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: Spec) -> None:
+    wide = export(tmp_path / "wide.onnx", spec)
+    monkeypatch.setattr(onnx_widen, "thin", lambda graph, **_: 0)
+    thin = export(tmp_path / "thin.onnx", spec)
     assert widths(tmp_path / "wide.onnx") != widths(tmp_path / "thin.onnx")
     np.testing.assert_array_equal(wide, thin)
 

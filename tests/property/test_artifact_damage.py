@@ -21,7 +21,7 @@ from niwaki.tasks import Classify
 
 SPEC = Spec(size_hw=(8, 8), mean=(0.5,), std=(0.25,), channels=1)
 TASK = Classify(("a", "b", "c", "d"))
-TENSOR, MODULE = "stages.0.conv1.weight", "stem.0"
+TENSOR, MODULE = "layer1.0.conv1.weight", "conv1"
 
 
 class Tiny(nn.Module):
@@ -36,11 +36,11 @@ class Tiny(nn.Module):
 
 
 def shrunk() -> nn.Module:
-    """niwaki:small with fewer channels in its first block, by hand."""
+    """niwaki:resnet20 with fewer channels in its first block, by hand."""
     from niwaki import nets
 
-    model = nets.build("niwaki:small", classes=4, channels=1)
-    block = model.get_submodule("stages.0")
+    model = nets.build("niwaki:resnet20", classes=4, channels=1)
+    block = model.get_submodule("layer1.0")
     for name, axis in (("conv1", 0), ("bn1", 0), ("conv2", 1)):
         layer = block.get_submodule(name)
         for key in ("weight", "bias", "running_mean", "running_var"):
@@ -57,7 +57,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[damage.Files, damag
     """The files of two right artifacts: one of a builder, one of a graph."""
     torch.manual_seed(0)
     out = []
-    for name, model, builder in (("named", shrunk(), "niwaki:small"), ("graph", Tiny(), None)):
+    for name, model, builder in (("named", shrunk(), "niwaki:resnet20"), ("graph", Tiny(), None)):
         path = tmp_path_factory.mktemp(name) / "x.niwaki"
         artifact = Artifact.save(path, model.eval(), spec=SPEC, task=TASK, builder=builder)
         artifact.export("onnx")

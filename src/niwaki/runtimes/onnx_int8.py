@@ -56,10 +56,10 @@ def quantize(proto: Any, calib: npt.NDArray[np.uint8], spec: Spec) -> Any:
     onnx_rewrite.selections(proto)
     onnx_rewrite.norms(proto)
     onnx_rewrite.drop_unused(proto.graph)
-    onnx_widen.thin(proto.graph)
     transpose = _reader(proto.graph, "Transpose", "image")
     cast = _reader(proto.graph, "Cast", transpose.output[0])
     normalise = _reader(proto.graph, "Conv", cast.output[0])
+    onnx_widen.thin(proto.graph, whole=normalise.name)
     if _alike(spec):
         pixels = normalise.output[0]
         scale, zero = 1 / (255 * spec.std[0]), round(255 * spec.mean[0])

@@ -23,8 +23,12 @@ KEEP_ZERO = {"Relu", "Clip", "LeakyRelu", "HardSwish", "MaxPool", "AveragePool",
 Readers = dict[str, list[tuple[Any, int]]]
 
 
-def thin(graph: Any) -> int:
-    """The number of convolutions widened, in place; only those whose outputs all end in other convolutions."""
+def thin(graph: Any, *, whole: str = "") -> int:
+    """The number of convolutions widened, in place; only those whose outputs all end in other convolutions.
+
+    Args:
+        whole: name of one that is left as it is (the normalisation of the pixels).
+    """
     weights = {tensor.name: tensor for tensor in graph.initializer}
     readers: Readers = defaultdict(list)
     for node in graph.node:
@@ -33,7 +37,7 @@ def thin(graph: Any) -> int:
     outputs = {output.name for output in graph.output}
     count = 0
     for conv in graph.node:
-        if not _own_weights(conv, weights, readers):
+        if conv.name == whole or not _own_weights(conv, weights, readers):
             continue
         ends = _ends(conv.output[0], weights, readers, outputs)
         width = weights[conv.input[1]].dims[0]
@@ -54,9 +58,7 @@ def _own_weights(node: Any, weights: dict[str, Any], readers: Readers) -> bool:
     return all(name in weights and len(readers[name]) == 1 for name in node.input[1:] if name)
 
 
-def _ends(
-    value: str, weights: dict[str, Any], readers: Readers, outputs: set[str]
-) -> list[Any] | None:
+def _ends(value: str, weights: dict[str, Any], readers: Readers, outputs: set[str]) -> list[Any] | None:
     """The convolutions that a value ends in, through operators that keep zeros; None if it goes elsewhere."""
     if value in outputs:
         return None

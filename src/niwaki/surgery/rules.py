@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from niwaki.surgery import operators
 from niwaki.surgery.atoms import Atoms, Axis
 from niwaki.surgery.trace import Call, shape_of
 
@@ -531,47 +532,14 @@ def unknown(walk: Walk, node: Call) -> Any:
     return [None] * len(shape_of(value)) if hasattr(value, "shape") else None
 
 
-_SAME = """
-relu relu6 silu gelu elu selu celu hardswish hardsigmoid hardtanh leaky_relu sigmoid tanh softplus
-mish log_sigmoid logit exp exp2 log log2 log1p expm1 sqrt rsqrt abs neg sign square reciprocal sin
-cos tan erf floor ceil round clamp clamp_min clamp_max clone contiguous detach alias to _to_copy
-dropout feature_dropout alpha_dropout lift_fresh_copy softmax _softmax log_softmax _log_softmax
-logical_not bitwise_not threshold softsign hardshrink softshrink tanhshrink nan_to_num isnan
-zeros_like ones_like full_like rand_like type_as _safe_softmax cumsum silu_ relu_ hardswish_ detach_
-_assert_tensor_metadata positive empty_like fill to_copy
-""".split()  # noqa: SIM905
-_ELEMENTWISE = """
-add sub mul div rsub pow maximum minimum where masked_fill eq ne lt le gt ge logical_and logical_or
-addcmul addcdiv lerp prelu fmod remainder atan2 copysign bitwise_and bitwise_or __and__ __or__ copy
-""".split()  # noqa: SIM905
-_REDUCE = """
-mean sum amax amin var std var_mean prod logsumexp norm linalg_vector_norm argmax argmin any all
-""".split()  # noqa: SIM905
-_POOL = """
-max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool2d
-upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d
-_upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_trilinear3d _upsample_nearest_exact2d
-""".split()  # noqa: SIM905
-_VIEW = """
-view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as
-""".split()  # noqa: SIM905
-_CONSTANT = """
-arange zeros ones full linspace new_zeros new_ones new_full new_empty empty scalar_tensor eye rand
-randn
-""".split()  # noqa: SIM905
-_CONV = """
-conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution
-""".split()  # noqa: SIM905
-
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(_SAME, same),
-    **dict.fromkeys(_ELEMENTWISE, elementwise),
-    **dict.fromkeys(_REDUCE, reduce),
-    **dict.fromkeys(_POOL, pool),
-    **dict.fromkeys(_VIEW, view),
-    **dict.fromkeys(_CONSTANT, constant),
-    **dict.fromkeys(_CONV, convolution),
+    **dict.fromkeys(operators.SAME, same),
+    **dict.fromkeys(operators.ELEMENTWISE, elementwise),
+    **dict.fromkeys(operators.REDUCE, reduce),
+    **dict.fromkeys(operators.POOL, pool),
+    **dict.fromkeys(operators.VIEW, view),
+    **dict.fromkeys(operators.CONSTANT, constant),
+    **dict.fromkeys(operators.CONV, convolution),
     **dict.fromkeys(("linear",), linear),
     **dict.fromkeys(("matmul", "mm", "bmm"), matmul),
     **dict.fromkeys(("addmm", "baddbmm"), addmm),
