@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _NEAR = 0.04
 """A quick timing this close to what was asked is repeated at full length before it decides."""
 _GIVE_UP = 2
-"""A precision that was slower for so many candidates is not exported any more."""
+"""int8 is not exported any more once it was slower than float for so many candidates: the thinner a network,
+the less it gains."""
 _CALIB = 32
 """Images that a candidate is calibrated on; how long it takes does not depend on them."""
 
@@ -41,7 +42,7 @@ class Widths:
         self.scores = prune.score(model, self.axes, by=self.knobs.pop("score"))
         self.ratio = self.knobs.pop("ratio")
         self.multiple = self.knobs.pop("multiple")
-        self.slower: list[str] = []
+        self.slower = 0
         self.baseline = self.axes.cost({}).with_(bytes=exports["float32"].stat().st_size)
 
     def find(self, precisions: Sequence[str], baseline_ms: float | None) -> Found:
@@ -89,9 +90,9 @@ class Widths:
     def _ask(self, keep: Keep, precisions: Sequence[str]) -> float:
         """The size or latency of a candidate in the budget's own terms, by real exports."""
         if self.work.budget.kind == "latency":
-            got = {p: self._latency(keep, p) for p in precisions if self.slower.count(p) < _GIVE_UP}
-            if keep:
-                self.slower += [p for p in got if got[p] > min(got.values())]
+            asked = [p for p in precisions if p == "float32" or self.slower < _GIVE_UP]
+            got = {p: self._latency(keep, p) for p in asked}
+            self.slower += bool(keep) and got.get("int8", 0.0) > got["float32"]
             return min(got.values())
         precision = precisions[-1]
         key = f"bytes:{precision}:{_digest(keep)}"
