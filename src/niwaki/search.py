@@ -216,7 +216,7 @@ class _Measured:
     """The search for a budget that only a real export can answer."""
 
     AIM = 1 - 0.75 * WITHIN
-    """Where in the allowed window to aim: low in it, for noise above the limit costs more than noise below the window."""
+    """Where in the allowed window to aim: low in it, for noise above the limit costs more than below."""
     MARGIN = 0.55 * WITHIN
     """How far below the limit a measured time must lie, as the finished file is timed once more."""
 
