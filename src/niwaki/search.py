@@ -45,7 +45,8 @@ class Found:
         cost: counted macs and params.
         got: the cost in the budget's own terms, a share, count, bytes or ms.
         multiple: widths are multiples of this where the group allows it.
-        coarser: channels are coarser than 2 % here, and this is the next point below.
+        coarser: more than 2 % below what was asked: channels are coarser, or, for a time, noise and the
+            number of exports left no closer point.
         tried: every point asked for, `{"macs", "params", "got", "multiple"}`, in order.
     """
 

@@ -22,6 +22,10 @@ MILDER = (("milder-1", 1 / 3), ("milder-2", 2 / 3))
 
 
 NARROWER = 0.04
+COARSE = {
+    "latency": "channels are coarse, or timing noise left no closer one",
+    **dict.fromkeys(("macs", "params", "size"), "channels are coarser than that"),
+}
 NO_GAIN = 0.97
 """Above this share of the other's time, nothing was gained."""
 
@@ -54,7 +58,9 @@ def _points(work: Work, base: Baseline, widths: Widths) -> list[Point]:
     if not found.keep and prune_step(work) is not None:
         work.folder.note("no pruning needed: the uncompressed network's export is within the budget")
     if found.coarser:
-        work.folder.note("channels are coarser than 2 % here: this is the next point below the budget")
+        work.folder.note(
+            f"the closest point found is more than 2 % below the budget: {COARSE[work.budget.kind]}"
+        )
     points = [point(work, base, widths, "asked", found)]
     if found.keep and points[0].got > work.budget.value:
         points.append(point(work, base, widths, *_narrower(widths, found)))

@@ -10,12 +10,8 @@ Shape letters: B batch, N images, H W pixels, C channels, K classes.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +26,7 @@ from niwaki.errors import ModelError
 from niwaki.runtimes import onnx_int8, parity
 from niwaki.runtimes.onnx import INPUT, OUTPUT, PRECISIONS
 from niwaki.spec import Spec
+from niwaki.surgery.trace import quiet
 from niwaki.tasks import Task
 
 OPSET = 20
@@ -131,7 +128,7 @@ def _trace(model: nn.Module, spec: Spec, task: Task, *, as_convolution: bool) ->
     deployed = Deployed(own, spec, task, as_convolution=as_convolution).eval()
     example = torch.zeros(2, *spec.size_hw, spec.channels, dtype=torch.uint8)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 deployed,
                 (example,),
@@ -229,16 +226,3 @@ def _strip(proto: Any) -> None:
         "",
         0,
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's chatter held back; its errors still arrive as exceptions."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

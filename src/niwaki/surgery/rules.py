@@ -67,20 +67,16 @@ def convolution(walk: Walk, node: Call) -> Axes:
     x, weight, bias = node.args[0], node.args[1], _arg(node, 2, "bias")
     name = str(node.target)
     transposed = "transpose" in name or (".convolution." in name and bool(node.args[6]))
-    place = {"aten.convolution.default": 8}.get(name, 7 if transposed else 6)
-    groups = int(_arg(node, place, "groups", 1))
-    if name.startswith("aten.conv_transpose"):
-        groups = int(_arg(node, 6, "groups", 1))
+    groups = int(_arg(node, 8 if ".convolution." in name else 6, "groups", 1))
     w = _axes(walk, weight)
     for axis in (*w[2:], *_axes(walk, x)[2:]):
         walk.atoms.keep(axis)
     channels, out = (w[0], w[1]) if transposed else (w[1], w[0])
-    out_size = _shape(node)[1]
-    ungrouped = groups == 1
-    if ungrouped:
+    if groups == 1:
         walk.atoms.tie(_axes(walk, x)[1], channels)
     else:
-        out = _grouped(walk, x, channels, out, groups=groups, transposed=transposed, out_size=out_size)
+        size = _shape(node)[1]
+        out = _grouped(walk, x, channels, out, groups=groups, transposed=transposed, out_size=size)
     if bias is not None:
         walk.atoms.tie(out, _axes(walk, bias)[0])
     walk.contraction(node, x, weight, transposed=transposed)
@@ -92,18 +88,14 @@ def _grouped(
 ) -> Axis:
     atoms, size = walk.atoms, _shape(x)[1]
     outer, inner = atoms.split(_axes(walk, x)[1], [groups, size // groups])
-    outer = outer if outer is not None else None
     if transposed:  # weight [in, out / groups]: the input axis is the weight's first
-        produced = out
         atoms.tie(channels, _axes(walk, x)[1])
-        made = atoms.merge([(groups, outer), (out_size // groups, produced)])
-        walk.factors(outer, produced)
-        return made
+        walk.factors(outer, out)
+        return atoms.merge([(groups, outer), (out_size // groups, out)])
     if size // groups > 1:
         atoms.tie(inner, channels)
     out_outer, out_inner = atoms.split(out, [groups, out_size // groups])
-    if groups > 1:
-        atoms.tie(outer, out_outer)
+    atoms.tie(outer, out_outer)
     walk.factors(outer, inner)
     walk.factors(outer, out_inner)
     return atoms.resolve(out)
@@ -543,8 +535,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("linear",), linear),
     **dict.fromkeys(("matmul", "mm", "bmm"), matmul),
     **dict.fromkeys(("addmm", "baddbmm"), addmm),
-    **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split"), pieces),
-    **dict.fromkeys(("unbind", "unsafe_chunk"), unbind),
+    **dict.fromkeys(("chunk", "unsafe_chunk", "split", "split_with_sizes", "tensor_split"), pieces),
     **dict.fromkeys(("slice", "narrow"), slice_),
     **dict.fromkeys(("constant_pad_nd", "pad", "reflection_pad2d", "replication_pad2d"), pad),
     **dict.fromkeys(("transpose", "t", "swapaxes"), transpose),
@@ -553,6 +544,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training", "instance_norm"), channel_norm),
     "scaled_dot_product_attention": attention,
     "group_norm": group_norm,
+    "unbind": unbind,
     "permute": permute,
     "repeat": repeat,
     "cat": cat,
