@@ -25,7 +25,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -43,15 +43,11 @@ from niwaki.tasks import Task
 Objective = Callable[[nn.Module, Batch], Tensor]
 Show = Callable[["Progress"], object]
 Augment = Literal["none", "weak", "strong"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Knobs:
-    """How a training goes; the knobs that `train.fit` and `distill.logits` share and explain.
-
-    Raises:
-        PlanError: one is out of its range. [train-knob]
-    """
+class Training(TypedDict, total=False):
+    """The knobs that every training step takes, by their names in `Knobs`, which explains them."""
 
     epochs: int
     batch: int
@@ -60,9 +56,47 @@ class Knobs:
     seed: int
     ema: float
     accumulate: int
-    augment: str
+    augment: Augment
     flip: bool
     class_weights: tuple[float, ...] | None
+    precision: Precision
+    every_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knobs:
+    """How a training goes.
+
+    Args:
+        epochs: passes over the train split; 0 gives the model as it is.
+        batch: images a step, over all processes.
+        lr: peak learning rate at a batch of 128; another batch scales it by the root of their ratio.
+        weight_decay: of weights; norms and biases do not decay.
+        seed: of the order, the augmentation and dropout.
+        ema: decay of the weights' average at the end of a long training; 0 is no average.
+        accumulate: parts a process cuts its share of a batch into, when memory is short.
+        augment: `none`, `weak` (shifts) or `strong`; drawn from (seed, epoch, sample).
+        flip: augmentation may mirror images.
+        class_weights: a factor above 0 for each class's loss.
+        precision: what convolutions and products compute in. `auto`: half precision on a GPU, float32 on a
+            CPU; `bfloat16` on a CPU is faster where it has the instructions (avx512_bf16, amx).
+        every_s: seconds between checkpoints; one is written after each epoch, too.
+    Raises:
+        PlanError: one is out of its range. [train-knob]
+    """
+
+    epochs: int = 30
+    batch: int = 64
+    lr: float = 3e-3
+    weight_decay: float = 0.05
+    seed: int = 0
+    ema: float = 0.998
+    accumulate: int = 1
+    augment: Augment = "weak"
+    flip: bool = False
+    class_weights: tuple[float, ...] | None = None
+    precision: Precision = "auto"
+    every_s: float = 60.0
 
     def __post_init__(self) -> None:
         weights = self.class_weights
@@ -75,6 +109,8 @@ class Knobs:
             "ema": (0 <= self.ema < 1, "in 0..1, 1 left out; 0 is no average"),
             "accumulate": (1 <= self.accumulate <= self.batch, "in 1..batch"),
             "augment": (self.augment in ("none", "weak", "strong"), "none, weak or strong"),
+            "precision": (self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
+            "every_s": (self.every_s >= 0, "at least 0"),
             "class_weights": (weights is None or min(weights, default=0) > 0, "each above 0"),
         }
         for name, (ok, expected) in checks.items():
@@ -125,7 +161,6 @@ def run(
     val: Readable | None,
     knobs: Knobs,
     checkpoint: Path | None,
-    every_s: float,
     show: Show | None,
     settings: dict[str, Any] | None = None,
 ) -> nn.Module:
@@ -148,7 +183,7 @@ def run(
 
     walk = steps(
         learner, objective, spec=spec, train=train, knobs=knobs, score=score, stage=stage,
-        checkpoint=checkpoint, every_s=every_s,
+        checkpoint=checkpoint,
         settings={**(settings or {}), "task": task.to_json()},
     )  # fmt: skip
     with contextlib.closing(walk):
@@ -168,7 +203,6 @@ def steps(
     knobs: Knobs,
     score: Callable[[nn.Module], float | None] = lambda average: None,
     checkpoint: Path | None = None,
-    every_s: float = 60.0,
     stage: str = "train",
     settings: dict[str, Any] | None = None,
 ) -> Generator[Progress, None, None]:
@@ -176,7 +210,7 @@ def steps(
 
     When the generator is exhausted `model` holds the averaged weights. With a checkpoint, a
     training that
-    was broken off goes on where it was: the file is written every `every_s` seconds, at each
+    was broken off goes on where it was: the file is written every `knobs.every_s` seconds, at each
         epoch's end,
     on Ctrl-C (the step in hand is finished first) and when the generator is closed early.
 
@@ -191,7 +225,7 @@ def steps(
     parallel.from_first_(optim.tensors(model))
     saved = {**_settings(model, train, spec, knobs), **(settings or {})}
     state = _State(model, knobs, count=len(train))
-    keeper = _Keeper(checkpoint, every_s, saved)
+    keeper = _Keeper(checkpoint, knobs.every_s, saved)
     keeper.resume(state)
     began = time.perf_counter() - state.seconds
     make = functools.partial(_share, train, spec, knobs, rank, world, state.per_epoch)
@@ -242,7 +276,7 @@ class _State:
         self.average = optim.Average(model, decay=knobs.ema)
         self.optimiser = optim.make(model, weight_decay=knobs.weight_decay)
         self.device = next(model.parameters()).device
-        self.dtype = precision(self.device)
+        self.dtype = precision(self.device, knobs.precision)
         half = self.dtype is torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         self.step, self.seconds = 0, 0.0
@@ -410,8 +444,10 @@ def _uninterrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def precision(device: torch.device) -> torch.dtype:
-    """What a training computes in there: bfloat16 or float16 on a GPU, float32 on a CPU."""
+def precision(device: torch.device, asked: Precision = "auto") -> torch.dtype:
+    """What a training computes in there: as asked, else half precision on a GPU and float32 on a CPU."""
+    if asked != "auto":
+        return torch.bfloat16 if asked == "bfloat16" else torch.float32
     if device.type != "cuda":
         return torch.float32
     native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -462,7 +498,7 @@ def _settings(model: nn.Module, train: Readable, spec: Spec, knobs: Knobs) -> di
     data.update(np.asarray(train.labels, np.int64).tobytes())
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     return {
-        **asdict(knobs),
+        **{name: value for name, value in asdict(knobs).items() if name != "every_s"},
         "data": data.hexdigest()[:16],
         "spec": spec.to_json(),
         "model shapes": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],

@@ -1,10 +1,11 @@
 """Plan: a list of Steps, a record to replay. A Step is a public function plus knobs; its signature
 is its schema.
 
-A step function reads `(model, *, needs..., knobs=...) -> nn.Module` and leaves its input
-untouched. Its keyword-only parameters named as fields of `Bench`, or without default, are needs:
-the Bench gives them when the plan is run. The others are knobs: checked here when the step is
-made, by `inspect`, so that a typo is found before an hour of training.
+A step function reads `(model, *, needs..., knobs=...) -> nn.Module` and leaves its input untouched. Its
+keyword-only parameters named as fields of `Bench`, or without default, are needs: the Bench gives them when
+the plan is run. The others are knobs, and so are those of `loop.Knobs` where it takes
+`**training: Unpack[loop.Training]`. They are checked when the step is made, so that a typo is found before
+an hour of training.
 
 In TOML a plan is flat, and only functions of niwaki.train, niwaki.prune and niwaki.distill can be
 named:
@@ -245,7 +246,7 @@ def is_step(function: object) -> bool:
     return (
         bool(parameters)
         and parameters[0].name == "model"
-        and all(parameter.kind is keyword for parameter in parameters[1:])
+        and all(p.kind is keyword or _is_training(p) for p in parameters[1:])
         and "Module" in str(inspect.signature(function).return_annotation)
     )
 
@@ -315,11 +316,21 @@ def _keywords(function: StepFunction) -> dict[str, inspect.Parameter]:
 
 def _knobs(function: StepFunction) -> dict[str, Any]:
     empty = inspect.Parameter.empty
-    return {
+    own = {
         name: parameter.default
         for name, parameter in _keywords(function).items()
         if parameter.default is not empty and name not in NEEDS
     }
+    if not any(map(_is_training, inspect.signature(function).parameters.values())):
+        return own
+    from niwaki.loop import Knobs
+
+    return {**own, **{item.name: item.default for item in fields(Knobs)}}
+
+
+def _is_training(parameter: inspect.Parameter) -> bool:
+    """Whether it is `**training: Unpack[loop.Training]`: the knobs that all training steps share."""
+    return parameter.kind is inspect.Parameter.VAR_KEYWORD and "Training" in str(parameter.annotation)
 
 
 def _supply(bench: Bench, name: str, label: str) -> Any:

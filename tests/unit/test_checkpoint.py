@@ -43,7 +43,6 @@ def objective(model: nn.Module, batch: Batch) -> torch.Tensor:
 def walk(model: nn.Module, path: Path | None, **changed: Any) -> Any:
     return loop.steps(
         model, objective, train=samples(), spec=SPEC, knobs=knobs(**changed), checkpoint=path,
-        every_s=changed.pop("every_s", 60.0),
     )  # fmt: skip
 
 

@@ -43,6 +43,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     arg("--seed", type=natural, default=0, metavar="N", help="seed of every draw (default 0)")
     arg(
+        "--val",
+        type=share,
+        default=0.15,
+        metavar="SHARE",
+        help="share of the images that chooses, where DATA names no split for it (default 0.15)",
+    )
+    arg(
         "--threads",
         type=positive,
         default=1,
@@ -72,6 +79,7 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
             weights=args.weights,
             epochs=args.epochs,
             seed=args.seed,
+            val=args.val,
             threads=args.threads,
             size=args.size,
             pretrained=args.pretrained,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -37,19 +38,9 @@ def logits(
     val: Readable | None = None,
     t: float = 4.0,
     alpha: float = 0.9,
-    epochs: int = 30,
-    batch: int = 64,
-    lr: float = 3e-3,
-    weight_decay: float = 0.05,
-    seed: int = 0,
-    ema: float = 0.998,
-    accumulate: int = 1,
-    augment: loop.Augment = "weak",
-    flip: bool = False,
-    class_weights: tuple[float, ...] | None = None,
     checkpoint: Path | None = None,
-    every_s: float = 60.0,
     show: loop.Show | None = None,
+    **training: Unpack[loop.Training],
 ) -> nn.Module:
     """A copy in eval mode, trained to give the teacher's outputs; `loop.steps` says how.
 
@@ -60,8 +51,7 @@ def logits(
         teacher: a model of the same classes.
         t: temperature, above 0. 2 to 6 are usual.
         alpha: the teacher's share of the loss, 0..1.
-        epochs, batch, lr, weight_decay, seed, ema, accumulate, augment, flip, class_weights,
-            checkpoint, every_s, show: as in `train.fit`.
+        checkpoint, show, training: as in `train.fit`.
     Raises:
         PlanError: a knob is out of range, or the loss is no number. [train-knob, train-nonfinite]
         RunError: the checkpoint is damaged or another training's.
@@ -73,18 +63,6 @@ def logits(
             f"distill.logits: t must be above 0 and alpha in 0..1, got {t} and {alpha}.",
             code="train-knob",
         )
-    knobs = loop.Knobs(
-        epochs=epochs,
-        batch=batch,
-        lr=lr,
-        weight_decay=weight_decay,
-        seed=seed,
-        ema=ema,
-        accumulate=accumulate,
-        augment=augment,
-        flip=flip,
-        class_weights=class_weights,
-    )
     wise = copy.deepcopy(teacher).eval()
     wise.to(device=parallel.device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -96,7 +74,7 @@ def logits(
         return alpha * soft + (1 - alpha) * task.loss(output.float(), batch.target)
 
     return loop.run(
-        model, objective, stage="distill", task=task, spec=spec, train=train, val=val, knobs=knobs,
-        checkpoint=checkpoint, every_s=every_s, show=show,
+        model, objective, stage="distill", task=task, spec=spec, train=train, val=val,
+        knobs=loop.Knobs(**training), checkpoint=checkpoint, show=show,
         settings={"t": t, "alpha": alpha, "teacher": kept.sizes(teacher)},
     )  # fmt: skip

@@ -35,6 +35,7 @@ def fit(
     epochs: int | None = None,
     recover_epochs: int | None = None,
     seed: int = 0,
+    val: float = 0.15,
     threads: int = 1,
     size: int | tuple[int, int] | None = None,
     pretrained: bool = False,
@@ -50,6 +51,7 @@ def fit(
         model: `timm:NAME`, `niwaki:NAME`, `file.py:function`, a function `(classes=, channels=)`,
             or an `nn.Module`. Default: `niwaki:small` below 64 pixels, else `timm:resnet18`.
         budget: `latency=50%`, `latency=4ms`, `macs=40%`, `params=1.2M`, `size=3MB`; a share is what remains.
+        val: share of the images that chooses, where the data names no split for it.
         max_drop: val accuracy that may be lost, 0..1.
         out: the run folder; default `runs/NAME` of the source.
         weights: a file to start from; with `epochs=0` the model is used as it is.
@@ -75,7 +77,7 @@ def fit(
     from niwaki.job.walk import walk
 
     asked = Budget.parse(budget)
-    read = data.read(source, seed=seed)
+    read = data.read(source, seed=seed, val=val)
     spec = works.choose_spec(str(source), read, size)
     usual = EPOCHS.get(str(source), USUAL)
     epochs = usual[0] if epochs is None else epochs
@@ -91,6 +93,7 @@ def fit(
         epochs=epochs,
         recover_epochs=recover,
         seed=seed,
+        val=val,
         threads=threads,
         size=spec.size_hw,
         pretrained=pretrained,

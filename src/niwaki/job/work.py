@@ -46,6 +46,7 @@ class Arguments:
     epochs: int
     recover_epochs: int
     seed: int
+    val: float
     threads: int
     size: tuple[int, int]
     pretrained: bool
