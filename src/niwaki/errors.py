@@ -167,6 +167,7 @@ CODES: dict[str, str] = {
     "row-bad": "A manifest's row lacks a path or label, or names an unknown split.",
     "run-damaged": "A file of the run folder cannot be read. Delete the folder, or give another --out.",
     "run-differs": "The run folder belongs to another command or other data; the message says what differs. Give another --out.",
+    "run-first": "Another process of the same job failed first; the first one's message says why.",
     "run-foreign": "The --out folder holds other things and no run of niwaki. Give a new or an empty one.",
     "run-locked": "Another process works in this run folder. Wait for it, or give another --out.",
     "runtime-external": "The file keeps tensors in other files, which is refused. Save the model as one file.",

@@ -69,8 +69,8 @@ def bytes_from_first(data: bytes | None) -> bytes | None:
         return data
     size = torch.tensor([-1 if data is None else len(data)], device=device())
     dist.broadcast(size, src=0)
-    if int(size) < 0:
-        return None
+    if int(size) <= 0:
+        return None if int(size) < 0 else b""
     first = join()[0] == 0 and data is not None
     content = torch.frombuffer(bytearray(data or b""), dtype=torch.uint8) if first else None
     if content is None:

@@ -91,11 +91,15 @@ def _trained(work: Work) -> nn.Module:
 def _unpruned_int8(work: Work, model: nn.Module) -> Path:
     """The uncompressed model's int8 file: what pruning has to beat, never part of an artifact."""
     path = work.folder.stage("unpruned-int8.onnx")
-    if not path.exists():
+
+    def make() -> dict[str, Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         runtimes.load("onnx").export(
             model, work.spec, path, task=work.task, precision="int8", calib=work.calibration()
         )
+        return {"file": path.name}
+
+    work.folder.once(path.stem, make)
     return path
 
 

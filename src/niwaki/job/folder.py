@@ -5,7 +5,8 @@
     stages/NAME.json  results of finished stages; stages/NAME.safetensors their weights
     result.json       what `fit` returns; once it is there the run is finished
 
-All files are replaced in one step, so after a crash a stage is either done or not begun.
+All files are replaced in one step, so after a crash a stage is either done or not begun. Under `torchrun` the
+first process owns the folder, and the others are told what it holds (`together.py`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,19 @@ from typing import TYPE_CHECKING, Any
 
 from niwaki import files
 from niwaki.errors import RunError
+from niwaki.job import together
 from niwaki.journal import Journal
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+class _Shared(Journal):
+    """A journal whose decisions the first process takes for all."""
+
+    def decide(self, key: str, measure: Callable[[], Any]) -> Any:
+        """As `Journal.decide`; the others are told."""
+        return json.loads(together.told(lambda: json.dumps(super(_Shared, self).decide(key, measure)).encode()))
 
 
 @dataclass(frozen=True)
@@ -39,31 +49,42 @@ class Folder:
     def result(self) -> dict[str, Any] | None:
         """What the finished run returned; None while it is not finished."""
         path = self.path / "result.json"
-        return read_json(path) if path.exists() else None
+        held = together.told(lambda: path.read_bytes() if path.exists() else b"")
+        return _parsed(held, path) if held else None
 
     def stage(self, name: str) -> Path:
         """Where a stage keeps its file of that name."""
         return self.path / "stages" / name
 
+    def bytes_of(self, path: Path) -> int:
+        """Size of a file that a stage has made."""
+        return int(together.told(lambda: str(path.stat().st_size).encode()))
+
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """A stage's result: read back if it is there, else made and stored. It must be JSON."""
         path = self.stage(f"{name}.json")
-        if not path.exists():
-            files.write_json(path, make())
-        return read_json(path)
+
+        def stored() -> bytes:
+            if not path.exists():
+                files.write_json(path, make())
+            return path.read_bytes()
+
+        return _parsed(together.told(stored), path)
 
     def weights(self, name: str, model: Callable[[], nn.Module], make: Callable[[], nn.Module]) -> nn.Module:
         """A stage's model: `make()`, its tensors stored; or `model()` filled with the stored ones."""
         from safetensors.torch import load, save
 
         path = self.stage(f"{name}.safetensors")
-        if not path.exists():
+        held = together.told(lambda: path.read_bytes() if path.exists() else b"")
+        if not held:
             made = make()
             tensors = {key: value.contiguous() for key, value in made.state_dict().items()}
-            files.write_bytes(path, save({k: v.clone() for k, v in tensors.items()}))
+            held = together.told(lambda: save({k: v.clone() for k, v in tensors.items()}))
+            files.write_bytes(path, held)
             return made
         filled = model()
-        filled.load_state_dict(load(path.read_bytes()))
+        filled.load_state_dict(load(held))
         return filled
 
     def note(self, text: str) -> None:
@@ -79,8 +100,16 @@ def read_json(path: Path) -> Any:
         RunError: it is no JSON. [run-damaged]
     """
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror}. Give another --out.", code="run-damaged") from error
+    return _parsed(data, path)
+
+
+def _parsed(data: bytes, path: Path) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
         raise RunError(
             f"{path}: cannot be read as JSON ({error}). Delete the run folder, or give another --out.",
             code="run-damaged",
@@ -98,11 +127,9 @@ def opened(path: Path, run: dict[str, Any]) -> Iterator[Folder]:
         RunError: the folder is another run's, in use, damaged, or no run folder.
             [run-differs, run-locked, run-damaged, run-foreign]
     """
-    _check_foreign(path)
-    path.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    with together.own_folder(path) as path, _locked(path):
         stored = _owned(path, run)
-        folder = Folder(path, stored, Journal(path / "journal.jsonl"))
+        folder = Folder(path, stored, _Shared(path / "journal.jsonl"))
         if stored["versions"] != run["versions"]:
             folder.note("library versions changed since this run began; see run.json")
         yield folder
@@ -153,6 +180,8 @@ def _difference(name: str, before: Any, now: Any) -> str:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """An advisory lock that ends with the process, however it ends; the file holds the owner's pid."""
+    _check_foreign(path)
+    path.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not _take(descriptor):

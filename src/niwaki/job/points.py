@@ -123,7 +123,7 @@ def _judge(
     drops = {p: drop(base.scores, scores[STAGE_OF[p]]) for p in PRECISIONS}
 
     def default(timing: measure.Timing) -> tuple[str, float]:
-        costs = _costs(found, exports, timing)
+        costs = _costs(work, found, exports, timing)
         reference = widths.baseline.with_(ms=timing[measure.REFERENCE]["ms"])
         got = {p: measure.got(work.budget, costs[p], reference, timing[STAGE_OF[p]]) for p in PRECISIONS}
         times = {p: timing[STAGE_OF[p]]["ms"] for p in PRECISIONS}
@@ -143,7 +143,7 @@ def _judge(
         until=lambda timed: default(timed)[1] <= work.budget.value,
     )
     chosen, got = default(timing)
-    costs = _costs(found, exports, timing)
+    costs = _costs(work, found, exports, timing)
     return {
         "costs": {"pruned": costs["float32"], "distilled": costs["float32"], "int8": costs["int8"]},
         "timing": timing,
@@ -153,9 +153,9 @@ def _judge(
     }
 
 
-def _costs(found: Found, exports: Mapping[str, Path], timing: measure.Timing) -> dict[str, Cost]:
+def _costs(work: Work, found: Found, exports: Mapping[str, Path], timing: measure.Timing) -> dict[str, Cost]:
     return {
-        p: found.cost.with_(bytes=path.stat().st_size, ms=timing[STAGE_OF[p]]["ms"])
+        p: found.cost.with_(bytes=work.folder.bytes_of(path), ms=timing[STAGE_OF[p]]["ms"])
         for p, path in exports.items()
     }
 

@@ -44,7 +44,8 @@ def fit(
 ) -> dict[str, Any]:
     """The result of the main job, as JSON data; artifacts, points and report lie in the run folder.
 
-    The same call goes on where an earlier one stopped; a finished run returns its result at once.
+    The same call goes on where an earlier one stopped; a finished run returns its result at once. Under
+    `torchrun` all processes train, and the first does the rest.
 
     Args:
         source: what `data.read` takes: a folder, zip, .npz or manifest; `digits` or `cifar10`.
@@ -79,10 +80,8 @@ def fit(
     asked = Budget.parse(budget)
     read = data.read(source, seed=seed, val=val)
     spec = works.choose_spec(str(source), read, size)
-    usual = EPOCHS.get(str(source), USUAL)
-    epochs = usual[0] if epochs is None else epochs
+    epochs, recover = _epochs(source, epochs, recover_epochs)
     given = works.choose_plan(plan)
-    recover = usual[1] if recover_epochs is None else recover_epochs
     model = works.choose_model(spec) if model is None else model
     arguments = Arguments(
         source=Path(source).name,
@@ -102,8 +101,8 @@ def fit(
     )
     path = Path(out) if out is not None else Path("runs") / (Path(source).stem or "run")
     with opened(path, _identity(arguments, read)) as folder:
-        if folder.result is not None:
-            return _finished(folder.result)
+        if (done := folder.result) is not None:
+            return _finished(done)
         with _torch_threads(folder.run["threads"]):
             fresh, builder = works.builder_of(model, weights, arguments, read, spec)
             work = Work(
@@ -117,6 +116,11 @@ def fit(
                 show=show,
             )
             return _finished(walk(work))
+
+
+def _epochs(source: str | Path, epochs: int | None, recover: int | None) -> tuple[int, int]:
+    usual = EPOCHS.get(str(source), USUAL)
+    return usual[0] if epochs is None else epochs, usual[1] if recover is None else recover
 
 
 def _identity(arguments: Arguments, read: DataSet) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 from niwaki import files, report
 from niwaki.artifact import Artifact
+from niwaki.job import together
 from niwaki.job.baseline import MODEL, Baseline, baseline
 from niwaki.job.measure import REFERENCE
 from niwaki.job.points import SLACK, Point, point
@@ -38,6 +40,16 @@ def walk(work: Work) -> dict[str, Any]:
     base = baseline(work)
     widths = Widths(work, base.model, base.exports)
     points = _points(work, base, widths)
+    seconds = time.perf_counter() - began
+    finished = together.told(lambda: files.dump_json(_finish(work, base, widths, points, seconds)))
+    stored: dict[str, Any] = json.loads(finished)
+    return stored
+
+
+def _finish(
+    work: Work, base: Baseline, widths: Widths, points: Sequence[Point], seconds: float
+) -> dict[str, Any]:
+    """The point that is delivered, the report, and last of all the result."""
     held = [item for item in points if item.drop <= work.arguments.max_drop + SLACK]
     meeting = [item for item in held if item.got <= work.budget.value]
     chosen = (meeting or held or [min(points, key=lambda item: item.drop)])[0]
@@ -45,7 +57,6 @@ def walk(work: Work) -> dict[str, Any]:
     outcome = result(work, base, widths, points, chosen)
     if held:
         _deliver(work, chosen, outcome)
-    seconds = time.perf_counter() - began
     report.build(record(work, base, widths, points, chosen, outcome, seconds), work.folder.path)
     stored = outcome if held else {"error": _lossy(work, points), **outcome}
     files.write_json(work.folder.path / "result.json", stored)

@@ -43,7 +43,7 @@ class Widths:
         self.ratio = self.knobs.pop("ratio")
         self.multiple = self.knobs.pop("multiple")
         self.slower = 0
-        self.baseline = self.axes.cost({}).with_(bytes=exports["float32"].stat().st_size)
+        self.baseline = self.axes.cost({}).with_(bytes=work.folder.bytes_of(exports["float32"]))
 
     def find(self, precisions: Sequence[str], baseline_ms: float | None) -> Found:
         """The plan's own widths where it names a ratio, else the widest network within the budget.
