@@ -19,7 +19,7 @@ import numpy.typing as npt
 from torch import Tensor, fx, nn
 
 from niwaki.cost import Cost
-from niwaki.surgery.atoms import KEPT, Atoms, Axis
+from niwaki.surgery.atoms import KEPT, Atoms, Axis, Ints
 from niwaki.surgery.rules import operator_of, rule_of
 from niwaki.surgery.trace import Traced, shape_of, source_of, trace
 
@@ -55,7 +55,7 @@ class Group:
 class _Product:
     """Multiply-adds of one call: the product of the axes' kept sizes times a fixed factor."""
 
-    axes: tuple[Axis, ...]
+    axes: tuple[Any, ...]
     fixed: float
 
 
@@ -299,6 +299,23 @@ class Axes:
             out.append(_Product(tuple(axis for axis, _ in axes if axis is not None), fixed))
         return out
 
+    @cached_property
+    def _sizes(self) -> list[_Product]:
+        out = []
+        for name in self._parameters:
+            sized = list(zip(self._tensors[name], self._shapes[name], strict=True))
+            whole = math.prod(size for axis, size in sized if axis is None)
+            out.append(_Product(tuple(axis for axis, _ in sized if axis is not None), whole))
+        return out
+
+    def terms(self, kind: str) -> list[tuple[float, tuple[Ints, ...]]]:
+        """A cost as a sum of products: a factor, and the axes whose kept sizes multiply it.
+
+        Args:
+            kind: "macs" of one image, or "params".
+        """
+        return [(p.fixed, p.axes) for p in (self._products if kind == "macs" else self._sizes)]
+
     def cost(self, keep: Keep) -> Cost:
         """Multiply-adds of one image and parameters at these widths, by counting; `{}`: as it is."""
         alive = self.alive(keep)
@@ -309,15 +326,11 @@ class Axes:
                 counts[id(axis)] = int(alive[axis].all(1).sum())
             return counts[id(axis)]
 
-        macs = sum(p.fixed * math.prod(kept(axis) for axis in p.axes) for p in self._products)
-        params = sum(
-            math.prod(
-                size if axis is None else kept(axis)
-                for axis, size in zip(self._tensors[name], self._shapes[name], strict=True)
-            )
-            for name in self._parameters
+        macs, params = (
+            sum(fixed * math.prod(kept(axis) for axis in axes) for fixed, axes in self.terms(kind))
+            for kind in ("macs", "params")
         )
-        return Cost(macs=round(macs), params=params)
+        return Cost(macs=round(macs), params=round(params))
 
 
 def analyse(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Axes:
