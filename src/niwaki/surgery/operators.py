@@ -1,4 +1,4 @@
-"""Names of ATen operators by kind, without overloads: what `rules.py` gives one rule to each kind."""
+"""Names of ATen operators by kind, without overloads: what `rules/` gives one rule to each kind."""
 
 SAME = """
 relu relu6 silu gelu elu selu celu hardswish hardsigmoid hardtanh leaky_relu sigmoid tanh softplus
