@@ -31,6 +31,8 @@ MULTIPLES = (8, 4, 2, 1)
 """Widths tried, best for runtimes first: their kernels work on whole blocks of channels."""
 EXPORTS = 10
 """At most so many candidates are exported for a measured budget."""
+MARGIN = 0.55 * WITHIN
+"""How far below the limit a measured time must lie, as the finished file is timed once more."""
 _MOST = 0.999
 _FILL_LIMIT = 400
 _PROXY = {"macs": "macs", "params": "params", "size": "params", "latency": "macs"}
@@ -218,8 +220,6 @@ class _Measured:
 
     AIM = 1 - 0.75 * WITHIN
     """Where in the allowed window to aim: low in it, for noise above the limit costs more than below."""
-    MARGIN = 0.55 * WITHIN
-    """How far below the limit a measured time must lie, as the finished file is timed once more."""
 
     def __init__(
         self,
@@ -230,7 +230,7 @@ class _Measured:
     ) -> None:
         self.space, self.budget, self.measure = space, budget, measure
         self.multiples = tuple(multiples)
-        self.top = budget.value * (1 - self.MARGIN * (budget.kind == "latency"))
+        self.top = budget.value * (1 - MARGIN * (budget.kind == "latency"))
         self.tried: list[Found] = []
 
     def search(self) -> Found:

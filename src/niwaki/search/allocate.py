@@ -1,0 +1,243 @@
+"""A budget turned into one width for each group: what it costs against what it loses, checked on real files.
+
+Where `budget.meet` walks a one-dimensional family of networks (one ratio for all), here every group has its own
+width: the sum of sensitivities is least within the budget (`knapsack`). `macs` and `params` are counted; a
+`latency` or `size` comes from measured costs (`table`), is asked of a real file, and corrected until it is met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from niwaki.cost import Budget, Cost
+from niwaki.search import knapsack, table
+from niwaki.search.budget import MARGIN, WITHIN, Found, Keep, Scores, unreachable
+from niwaki.search.counts import Counts, Widths
+
+CHECKS = 5
+"""Real files asked after the table: the first, and corrections."""
+DOWN = 4
+"""So many more while all of them cost too much."""
+NUDGE, NUDGES = 0.004, 5
+"""Where the best widths within an aim were tried already: how far it is moved, and how often."""
+FINE = (32, 64, 128)
+"""Widths a group may take where costs are counted, at most; more of them while they are too coarse."""
+Losses = dict[str, list[float]]
+Levels = dict[str, list[int]]
+
+
+def allocate(
+    budget: Budget,
+    *,
+    axes: Any,
+    scores: Scores,
+    baseline: Cost,
+    measure: Callable[[Keep], float] | None = None,
+    probe: Callable[[Keep], float] | None = None,
+    losses: Callable[[Levels], Mapping[str, Sequence[float]]] | None = None,
+    probes: int = table.PROBES,
+    multiple: int | None = None,
+    **choose: Any,
+) -> Found:
+    """Widths of least summed loss within the budget, one for each group.
+
+    Args:
+        axes, scores: of `surgery.analyse` and `prune.score`; the atoms of the highest scores stay.
+        baseline: cost of the uncompressed model; shares are taken of it.
+        measure: for `size` and `latency`: the cost of a candidate in the budget's own terms, `{}` the unpruned.
+        probe: the same for the table, where a quicker answer will do; default `measure`.
+        losses: what each group loses at each width, such as `prune.sensitivity`; default `by_scores`.
+        probes: networks timed for the table, at most.
+        multiple: widths are multiples of it; default: the step that was measured.
+        choose: further knobs of `prune.choose` (min_width, skip, keep).
+    Raises:
+        BudgetError: even the narrowest network costs more. [budget-unreachable]
+    Source: a knapsack over measured latencies: Shen et al., HALP, arXiv:2110.10811; here the costs are those of
+        whole networks, and what neighbouring groups cost together is kept.
+    """
+    counts = Counts(axes)
+    least, fixed = _least(axes, scores, choose)
+    space = _Space(axes, scores, counts, least, fixed)
+    if budget.kind in ("macs", "params"):
+        return _counted(space, budget, baseline, losses or space.by_scores, multiple)
+    if measure is None:
+        raise TypeError(f"search.allocate: a {budget.kind} budget needs measure=.")
+    return _measured(space, budget, measure, probe or measure, losses or space.by_scores, probes, multiple)
+
+
+class _Space:
+    """The networks that may be chosen, and their names in atoms."""
+
+    def __init__(
+        self, axes: Any, scores: Scores, counts: Counts, least: Mapping[str, int], fixed: Widths
+    ) -> None:
+        self.axes, self.scores, self.counts = axes, scores, counts
+        self.least, self.fixed = least, fixed
+
+    def keep(self, widths: Mapping[str, int]) -> Keep:
+        """The atoms that stay at these widths."""
+        from niwaki import prune
+
+        both = {**self.fixed, **widths}
+        narrower = {name: width for name, width in both.items() if width < len(self.scores[name])}
+        return {name: prune.best(self.scores[name], width) for name, width in sorted(narrower.items())}
+
+    def levels(self, step: int) -> Levels:
+        """The widths each group may take."""
+        own = {name: table.aligned(self.counts.size(name), step, low) for name, low in self.least.items()}
+        return {name: widths for name, widths in own.items() if len(widths) > 1}
+
+    def fine(self, multiple: int | None, parts: int) -> Levels:
+        """Widths in steps of about one of so many parts of each group."""
+        levels = {}
+        for name, low in self.least.items():
+            size = self.counts.size(name)
+            step = multiple or 1
+            while step * parts < size:
+                step *= 2
+            levels[name] = table.aligned(size, step, low)
+        return {name: widths for name, widths in levels.items() if len(widths) > 1}
+
+    def by_scores(self, levels: Levels) -> Losses:
+        """Losses without data: minus the logarithm of the share of squared score that stays."""
+        out: Losses = {}
+        for name, widths in levels.items():
+            kept = np.cumsum(np.sort(np.square(self.scores[name]))[::-1])
+            shares = [kept[w - 1] / kept[-1] if w else 1e-3 for w in widths]
+            out[name] = [max(0.0, float(-np.log(max(share, 1e-3)))) for share in shares]
+        return out
+
+
+def _least(axes: Any, scores: Scores, choose: Mapping[str, Any]) -> tuple[dict[str, int], Widths]:
+    """The narrowest width of each group that may be pruned, and the widths that were fixed by hand."""
+    from niwaki import prune
+
+    knobs = {name: value for name, value in choose.items() if name != "scope"}
+    fixed = dict(knobs.get("keep") or {})
+    narrowest = prune.choose(axes, scores, ratio=0.999, **knobs)
+    return {name: len(kept) for name, kept in narrowest.items() if name not in fixed}, fixed
+
+
+def _counted(
+    space: _Space,
+    budget: Budget,
+    baseline: Cost,
+    losses: Callable[[Levels], Mapping[str, Sequence[float]]],
+    multiple: int | None,
+) -> Found:
+    count = space.counts.macs if budget.kind == "macs" else space.counts.params
+
+    def cost(widths: Widths) -> float:
+        return count({**space.fixed, **widths})
+
+    tried: list[Found] = []
+    for fine in FINE:
+        levels = space.fine(multiple, fine)
+        widths = knapsack.within(cost, levels, losses(levels), budget.limit(baseline))
+        if widths is not None:
+            measure = _share_of(space, budget, baseline)
+            tried.append(_found(space, widths, multiple or 1, measure))
+            if not tried[-1].keep or tried[-1].got >= budget.value * (1 - WITHIN):
+                break
+    if not tried:
+        least = cost({name: own[0] for name, own in levels.items()})
+        raise unreachable(budget.text, least / count({}), relative=True)
+    return _best(budget, tried, budget.value)
+
+
+def _share_of(space: _Space, budget: Budget, baseline: Cost) -> Callable[[Keep], float]:
+    return lambda keep: budget.got(space.axes.cost(keep), baseline)
+
+
+def _found(space: _Space, widths: Widths, multiple: int, got: Callable[[Keep], float]) -> Found:
+    keep = space.keep(widths)
+    return Found(keep=keep, cost=space.axes.cost(keep), got=got(keep), multiple=multiple)
+
+
+def _point(found: Found) -> dict[str, Any]:
+    cost = found.cost
+    return {"macs": cost.macs, "params": cost.params, "got": found.got, "multiple": found.multiple}
+
+
+def _measured(
+    space: _Space,
+    budget: Budget,
+    measure: Callable[[Keep], float],
+    probe: Callable[[Keep], float],
+    losses: Callable[[Levels], Mapping[str, Sequence[float]]],
+    probes: int,
+    multiple: int | None,
+) -> Found:
+    """The table, the knapsack, and real files until one lies within the window."""
+    margin = MARGIN if budget.kind == "latency" else 0.0
+    top, low = budget.value * (1 - margin), budget.value * (1 - WITHIN)
+    start = _found(space, {}, 1, measure)
+    if start.got <= top:
+        return replace(start, tried=(_point(start),))
+    costs = table.measured(
+        space.counts, lambda widths: probe(space.keep(widths)), least=space.least, probes=probes
+    )
+    step = multiple or costs.step
+    levels = space.levels(step)
+    lost = losses(levels)
+    tried, points = [start], [(costs.cost({}), start.got)]
+    for number in range(CHECKS + DOWN):
+        below = any(found.got <= top for found in tried)
+        if (below and number >= CHECKS) or any(low <= found.got <= top for found in tried):
+            break
+        widths = _new(costs, levels, lost, _aim(points, (top + low) / 2), not below, [p[0] for p in points])
+        if widths is None:
+            break
+        tried.append(_found(space, widths, step, measure))
+        points.append((costs.cost(widths), tried[-1].got))
+    if not any(found.got <= top for found in tried):
+        tried.append(_found(space, {name: own[0] for name, own in levels.items()}, step, measure))
+    return _best(budget, tried, top)
+
+
+def _new(
+    costs: table.Table,
+    levels: Levels,
+    lost: Mapping[str, Sequence[float]],
+    aim: float,
+    down: bool,
+    known: list[float],
+) -> Widths | None:
+    """The best widths within the aim; where they were tried already, within a little less or more."""
+    for nudge in range(NUDGES):
+        change = NUDGE * nudge * (-1 if down else 1)
+        widths = knapsack.within(costs.cost, levels, lost, aim * (1 + change))
+        if widths is None:
+            return None
+        if costs.cost(widths) not in known:
+            return widths
+    return None
+
+
+def _aim(points: Sequence[tuple[float, float]], wanted: float) -> float:
+    """The cost by the table at which the real one is `wanted`, from (by the table, real) so far."""
+    above = [point for point in points if point[1] > wanted]
+    below = [point for point in points if point[1] <= wanted]
+    if len(points) == 1:
+        return wanted * points[0][0] / points[0][1]
+    if not above or not below:
+        nearest = min(points[1:], key=lambda point: abs(point[1] - wanted))
+        return nearest[0] * wanted / nearest[1]
+    (a, real_a), (b, real_b) = max(below), min(above)
+    if a >= b:  # noise turned the order round
+        return (a + b) / 2
+    return a + (wanted - real_a) * (b - a) / (real_b - real_a)
+
+
+def _best(budget: Budget, tried: list[Found], top: float) -> Found:
+    """The closest below what was asked."""
+    fits = [found for found in tried if found.got <= top]
+    if not fits:
+        raise unreachable(budget.text, min(found.got for found in tried), relative=budget.relative)
+    found = max(fits, key=lambda one: one.got)
+    coarser = found.got < budget.value * (1 - WITHIN)
+    return replace(found, coarser=coarser, tried=tuple(_point(one) for one in tried))
