@@ -105,6 +105,7 @@ CODES: dict[str, str] = {
     "budget-unreachable": "Even the narrowest network allowed costs more than the budget. Ask for more, or lower --min-width.",
     "checkpoint-damaged": "A checkpoint cannot be read. Delete it; training starts again from the model given.",
     "checkpoint-other": "A checkpoint was written with other knobs, data or model shapes; the message names what differs.",
+    "corrupt-kind": "A corruption is one of noise, blur, brightness, contrast, jpeg, at a severity of 1 to 5.",
     "data-changed": "The images are not those that the stored splits name. Restore them, or start a new run folder.",
     "data-class-empty": "A class has no usable image to learn from. Mend its images, or take the class out.",
     "data-empty": "The data set has no image at all. Check the path and its layout (docs/data.md).",

@@ -40,3 +40,27 @@ def confusion(predicted: npt.NDArray[np.integer], labels: Ints, *, classes: int)
 def flipped(before: npt.NDArray[np.integer], after: npt.NDArray[np.integer]) -> float:
     """Share of predictions `[N]` that changed, right or wrong, 0..1."""
     return float((before != after).mean()) if len(before) else 0.0
+
+
+def recalls(predicted: npt.NDArray[np.integer], labels: Ints, *, classes: int) -> list[float | None]:
+    """For each class the share of its images that were recognised, 0..1; None for a class without images."""
+    counts = confusion(predicted, labels, classes=classes)
+    return [float(row[k] / row.sum()) if row.sum() else None for k, row in enumerate(counts)]
+
+
+def calibration(probabilities: npt.NDArray[np.float32], labels: Ints, *, bins: int = 15) -> float:
+    """Expected calibration error of `[N, K]` probabilities, 0..1: how far confidence is from accuracy.
+
+    Images are put into `bins` bins of equal width by the probability of what was predicted; the error is the
+    mean over images of their bin's |accuracy - mean confidence|.
+
+    Source: Guo et al. 2017, "On calibration of modern neural networks", arXiv:1706.04599, eq. 3.
+    """
+    if not len(labels):
+        return 0.0
+    sure = probabilities.max(1).astype(np.float64)
+    right = (probabilities.argmax(1) == labels).astype(np.float64)
+    # bins are open below and closed above, as in the paper: exactly 1/bins belongs to the first
+    place = np.clip(np.ceil(sure * bins).astype(np.int64) - 1, 0, bins - 1)
+    gaps = np.bincount(place, weights=right - sure, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))

@@ -91,6 +91,25 @@ def test_the_result_has_the_promised_form(finished: tuple[Path, dict[str, Any]])
     assert 0 < result["proof_error"] <= 1e-4
 
 
+def test_the_ledger_says_what_each_stage_does(finished: tuple[Path, dict[str, Any]], source: Path) -> None:
+    out, result = finished
+    ledger = result["ledger"]
+    assert json.loads((out / "report.json").read_text())["ledger"] == ledger
+    assert ledger["images"] == {"test": 18, "corrupted": 18, "attacked": 9}
+    rows = {row["name"]: row for row in ledger["stages"]}
+    assert list(rows) == [*STAGES, "unpruned int8"]
+    assert rows["baseline"]["flipped"] is None and rows["int8"]["flipped"] == result["flipped"]
+    assert rows["distilled"]["attack"] == "white-box" and rows["int8"]["attack"] == "transfer from distilled"
+    for row in rows.values():
+        assert 0 <= row["calibration"] <= 1
+        assert set(row["corrupted"]) == {"noise", "blur", "brightness", "contrast", "jpeg"}
+        # 18 images are all of the test split, so the clean accuracy is the stage's own
+        stage = result["scores"][row["name"]]["test"]
+        assert row["clean"] == stage
+        if row["attack"] == "white-box":
+            assert row["attacked"]["pgd"]["accuracy"] <= row["attacked"]["fgsm"]["accuracy"]
+
+
 def test_the_folder_holds_what_is_promised(finished: tuple[Path, dict[str, Any]]) -> None:
     out, result = finished
     for name in ("report.html", "report.json", "splits.json", "plan.toml", "run.json"):

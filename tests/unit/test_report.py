@@ -30,6 +30,30 @@ def stage(name: str, ms: float, value: float, **more: Any) -> dict[str, Any]:
     return {"name": name, "cost": cost, "val": score(value), "test": score(value), **more}
 
 
+def ledger() -> dict[str, Any]:
+    kinds = ("noise", "blur", "jpeg")
+
+    def row(name: str, value: float, **more: Any) -> dict[str, Any]:
+        corrupted = {kind: score(value - 0.1 * k) for k, kind in enumerate(kinds)}
+        attacked = {"fgsm": score(value / 2), "pgd": score(value / 4)}
+        mean = value - 0.1
+        return {"name": name, "clean": score(value), "corrupted": corrupted, "corrupted_mean": mean,
+                "attacked": attacked, "attack": "white-box", **more}  # fmt: skip
+
+    drops = {"oak": 0.02, "pine": -0.01}
+    return {
+        "images": {"test": 270, "corrupted": 128, "attacked": 64},
+        "bins": 15,
+        "severity": 3,
+        "corruptions": {kind: f"{kind} of some strength" for kind in kinds},
+        "attack": {"eps": 8, "step": 2, "steps": 10, "of": 255},
+        "stages": [
+            row("baseline", 0.96, flipped=None, class_drops=None, calibration=0.013),
+            row("int8", 0.91, flipped=0.04, class_drops=drops, calibration=None, attack="transfer from x"),
+        ],
+    }
+
+
 def record() -> dict[str, Any]:
     draw = np.random.default_rng(0)
     return {
@@ -66,6 +90,7 @@ def record() -> dict[str, Any]:
                 "probability": 0.93,
             }
         ],
+        "ledger": ledger(),
         "proof_error": 2e-7,
         "machine": {"cpu": "some CPU", "isa": ["avx2"], "threads": 1},
         "versions": {"niwaki": "0.1.0"},
@@ -117,13 +142,16 @@ def test_page_holds_every_part(tmp_path: Path) -> None:
         "layer3.conv",
         "image-corrupt",
         "class elm has one image",
+        "2.0 points oak",
+        "transfer from x",
+        "jpeg of some strength",
         "some CPU",
         "keep 0.50",
         "2e-07",
     ):
         assert words_ in page.text.replace("\n", " "), words_
     kinds = [tag for tag, _ in page.tags]
-    assert kinds.count("svg") == 5
+    assert kinds.count("svg") == 6
     assert kinds.count("img") == 1
 
 
@@ -352,7 +380,7 @@ def test_a_browser_shows_all_without_complaint(tmp_path: Path, size: str) -> Non
     assert console == []
     assert found["asked"] == []
     assert found["pictures"] == [128]
-    assert len(found["charts"]) == 5
+    assert len(found["charts"]) == 6
     assert min(found["charts"]) > 50
     assert not found["wide"], "the page must not scroll sideways"
 

@@ -59,6 +59,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     arg("--size", type=size, metavar="N|HxW", help="pixels of the model's input")
     arg("--pretrained", action="store_true", help="start from the builder's published weights")
     arg("--plan", metavar="FILE", help="compress by this plan (TOML) instead of the default")
+    arg(
+        "--ledger",
+        type=natural,
+        default=128,
+        metavar="N",
+        help="test images that are corrupted and, half of them, attacked for the report (default 128; 0: none)",
+    )
     arg("--show-plan", action="store_true", help="print the plan as TOML and stop")
 
 
@@ -84,6 +91,7 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
             size=args.size,
             pretrained=args.pretrained,
             plan=args.plan,
+            ledger=args.ledger,
             show=show,
         )
     return Answer(result, _text(result), 0 if result["budget"]["met"] else 3)

@@ -30,20 +30,25 @@ takes the core away, so that most pairs are undisturbed and their median is stea
 ROUNDS = (15, 400)
 DISTURBED = 1.3
 """A sample this much above the fastest tenth was shared with another process: its round is left out."""
+BINS = 15
+"""Of the calibration error."""
 AGAIN = 4
 """A default export that misses its limit is timed at most so many times, all samples counted."""
 
 
 def scores(work: Work, name: str, predict: Callable[[], Predict]) -> dict[str, Any]:
-    """`val` and `test` scores of a predictor and its test predictions, stored as stage `scores-NAME`."""
+    """`val` and `test` scores of a predictor, its predictions and its calibration error on test; stored as
+    stage `scores-NAME`."""
 
     def make() -> dict[str, Any]:
-        run, out = predict(), {}
+        run = predict()
+        out: dict[str, Any] = {}
         for split in ("val", "test"):
             samples = getattr(work.data, split)
             probabilities = evaluate.probabilities(run, samples, work.spec)
             out[split] = work.task.score(probabilities, samples.labels)
             out[f"predicted_{split}"] = probabilities.argmax(1).tolist()
+            out[f"calibration_{split}"] = metrics.calibration(probabilities, samples.labels, bins=BINS)
         return out
 
     stored: dict[str, Any] = work.folder.once(f"scores-{name}", make)

@@ -12,6 +12,7 @@ from niwaki import evaluate, loop, metrics, runtimes, timing
 from niwaki.cost import Cost
 from niwaki.job import measure
 from niwaki.job.baseline import BASELINE, MODEL, Baseline, export_path
+from niwaki.job.ledger import ledger
 from niwaki.job.points import SLACK, STAGE_OF, Point
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def result(
         "flipped": measure.flipped(base.scores, chosen.scores[STAGE_OF[chosen.default]]),
         "drop": chosen.drop,
         "proof_error": chosen.proof_error,
+        "ledger": ledger(work, base, widths, chosen),
         "points": [{"name": p.name, "got": p.got, "drop": p.drop} for p in points],
         "notes": list(work.folder.notes),
     }
@@ -93,6 +95,7 @@ def record(
         "points": _points(work, base, widths, points, chosen),
         "widths": layer_widths(base.model, chosen.model),
         "histories": _histories(work, chosen),
+        "ledger": outcome["ledger"],
         **_errors(work, chosen),
         "proof_error": chosen.proof_error,
         "machine": {

@@ -40,6 +40,7 @@ def fit(
     size: int | tuple[int, int] | None = None,
     pretrained: bool = False,
     plan: str | Path | Plan | None = None,
+    ledger: int = 128,
     show: Callable[[Any], object] | None = None,
 ) -> dict[str, Any]:
     """The result of the main job, as JSON data; artifacts, points and report lie in the run folder.
@@ -62,11 +63,12 @@ def fit(
         size: pixels of the model's input, one number or (height, width).
         pretrained: start from the builder's published weights.
         plan: a Plan, or the path of one in TOML. Default: prune.channels, then distill.logits.
+        ledger: test images that the behaviour ledger corrupts, half of which it attacks; 0: no ledger.
         show: called with each training step's `loop.Progress`.
     Returns:
         `artifact`, `baseline` (paths); `scores` {stage: {val, test: {accuracy, low, high}}};
         `cost` {stage: {macs, params, bytes, ms}}; `budget` {asked, got, met}; `default`,
-        `flipped`, `drop`, `proof_error`, `points`, `notes`. Stages: baseline, pruned, distilled,
+        `flipped`, `drop`, `proof_error`, `ledger`, `points`, `notes`. Stages: baseline, pruned, distilled,
         int8, and unpruned int8 for comparison.
     Raises:
         BudgetError: no width costs so little, or no point tried holds the accuracy (exit 3).
@@ -97,6 +99,7 @@ def fit(
         size=spec.size_hw,
         pretrained=pretrained,
         plan=works.plan_text(given),
+        ledger=ledger,
         contents=works.contents(weights, model if isinstance(model, str) else None),
     )
     path = Path(out) if out is not None else Path("runs") / (Path(source).stem or "run")

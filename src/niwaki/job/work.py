@@ -51,6 +51,7 @@ class Arguments:
     size: tuple[int, int]
     pretrained: bool
     plan: str
+    ledger: int
     contents: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -29,6 +29,14 @@ The record is plain JSON. A part that is missing or empty is left out of the pag
     wrong        worst first, list of {"image": uint8 array [H,W], [H,W,1] or [H,W,3], or a
                  "data:image/png;..." URI, "name", "true", "predicted": str,
                  "probability": 0..1 of what was predicted}
+    ledger       the behaviour ledger, on test: {"images": {"test", "corrupted", "attacked": int},
+                 "bins": int of the calibration error, "severity": 1..5, "corruptions": {kind: words},
+                 "attack": {"eps", "step", "steps", "of"}, "stages": [
+                 {"name", "flipped": 0..1 or null, "class_drops": {class: accuracy lost} or null,
+                  "calibration": expected calibration error 0..1 or null,
+                  "clean": {"accuracy", "low", "high"}, "corrupted": {kind: {as clean}},
+                  "corrupted_mean": 0..1, "attack": "white-box" | "transfer from STAGE",
+                  "attacked": {"fgsm", "pgd": {as clean}}}]}
     proof_error  float or null: the proof of surgery's largest error over the output's deviation
     machine      {"cpu": str, "isa": [str], "threads": int}
     versions     {package: version}

@@ -168,6 +168,40 @@ def widths(rows: Sequence[tuple[str, int, int]], *, title: str) -> str:
     return _svg(parts, title=title, height=16 + high * len(rows))
 
 
+def conditions(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, title: str) -> str:
+    """A row for each condition with one dot for each (name, share 0..1), on one axis from 0 to 100 %.
+
+    Colours go by a name's place in the first row, which the legend above follows.
+    """
+    high, left, top = 30, 170, 44
+    across = _Axis(0.0, 1.0, left, WIDTH - 30, (0.0, 0.25, 0.5, 0.75, 1.0))
+    bottom = top + high * len(rows)
+    names = [name for name, _ in rows[0][1]] if rows else []
+    parts = []
+    for mark in across.ticks:
+        at = f"{across.at(mark):.1f}"
+        parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{top}" y2="{bottom}"/>')
+        parts.append(_text(across.at(mark), bottom + 18, _number(mark, percent=True), "middle", "tick"))
+    at_x = float(left)
+    for k, name in enumerate(names):
+        parts.append(f'<circle class="c{k % 5}" cx="{at_x + 6:.1f}" cy="16" r="5"/>')
+        parts.append(_text(at_x + 16, 20, name, "start", "tick"))
+        at_x += 40 + 6.6 * len(name)
+    for row, (condition, found) in enumerate(rows):
+        y = top + high * row + high / 2
+        parts.append(_text(left - 12, y + 4, condition, "end", "tick"))
+        shares = [across.at(value) for _, value in found]
+        if shares:
+            ends = f'x1="{min(shares):.1f}" x2="{max(shares):.1f}" y1="{y}" y2="{y}"'
+            parts.append(f'<line class="axis" {ends}/>')
+        for name, value in found:
+            k = names.index(name) if name in names else len(names)
+            says = escape(f"{condition}, {name}: {_number(value, percent=True)}")
+            dot = f'<circle class="c{k % 5}" cx="{across.at(value):.1f}" cy="{y}" r="5">'
+            parts.append(f"{dot}<title>{says}</title></circle>")
+    return _svg(parts, title=title, height=bottom + 28)
+
+
 def heatmap(names: Sequence[str], counts: Sequence[Sequence[int]], *, title: str) -> str:
     """A confusion matrix: rows true, columns predicted, shade by the share of the row."""
     size = len(names)

@@ -199,6 +199,54 @@ def _floor(record: Record) -> float | None:
     return None if drop is None or base is None else base - float(drop)
 
 
+def _behaviour(record: Record) -> str:
+    """The behaviour ledger: a row a stage, and a chart of accuracy by what was done to the images."""
+    found = record.get("ledger") or {}
+    stages = found.get("stages") or []
+    if not stages:
+        return ""
+    kinds, attacks = list(stages[0]["corrupted"]), list(stages[0]["attacked"])
+    head = ["stage", "flipped", "largest drop of a class", "calibration error", "clean", "corrupted, mean"]
+    rows = []
+    for one in stages:
+        scores = [one["clean"]["accuracy"], one["corrupted_mean"]]
+        scores += [one["attacked"][name]["accuracy"] for name in attacks]
+        cells = [words.percent(one.get("flipped")), _worst_class(one), words.percent(one.get("calibration"))]
+        cells += [words.percent(score) for score in scores]
+        cells.append(escape(str(one["attack"])))
+        name = f'<tr><th scope="row">{escape(str(one["name"]))}</th>'
+        rows.append(name + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    table = _table([*head, *map(str.upper, attacks), "attack"], rows)
+    conditions = [("clean", [(str(s["name"]), s["clean"]["accuracy"]) for s in stages])]
+    for part, names in (("corrupted", kinds), ("attacked", attacks)):
+        for name in names:
+            shown = name.upper() if part == "attacked" else name
+            conditions.append((shown, [(str(s["name"]), s[part][name]["accuracy"]) for s in stages]))
+    chart = charts.conditions(conditions, title="Accuracy by what was done to the images")
+    return _section("Behaviour", f"{table}{chart}", says=_behaviour_says(found), wide=True)
+
+
+def _worst_class(stage: Mapping[str, Any]) -> str:
+    drops = stage.get("class_drops") or {}
+    if not drops:
+        return words.NONE
+    name, drop = max(drops.items(), key=lambda pair: pair[1])
+    return f"{100 * drop:.1f} points <small>{escape(str(name))}</small>" if drop > 0 else "none"
+
+
+def _behaviour_says(found: Mapping[str, Any]) -> str:
+    """What was measured on how many images, with every strength."""
+    images, attack = found["images"], found["attack"]
+    strengths = "; ".join(found["corruptions"].values())
+    return escape(
+        f"Flips, drops by class and calibration error ({found['bins']} bins) are of all {images['test']} test "
+        f"images. Corruptions are of {images['corrupted']} of them: {strengths}. Attacks are of "
+        f"{images['attacked']}: each pixel may move by {attack['eps']} of {attack['of']}; FGSM in one step, "
+        f"PGD in {attack['steps']} of {attack['step']}. A transfer attack is made on the float model and "
+        "shown to the file: one made on the file itself would be stronger."
+    )
+
+
 def _widths(record: Record) -> str:
     rows = [(str(one["layer"]), int(one["before"]), int(one["after"])) for one in record.get("widths") or []]
     if not rows:
@@ -315,6 +363,7 @@ SECTIONS: tuple[Callable[[Record], str], ...] = (
     _stages,
     _points,
     _widths,
+    _behaviour,
     _histories,
     _confusion,
     _wrong,
