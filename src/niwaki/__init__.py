@@ -21,7 +21,19 @@ _FROM = {
     "fit": "niwaki.job",
     "step": "niwaki.plan",
 }
-_MODULES = ("bench", "cost", "data", "distill", "evaluate", "nets", "prune", "runtimes", "search", "train")
+_MODULES = (
+    "bench",
+    "cost",
+    "data",
+    "distill",
+    "evaluate",
+    "instances",
+    "nets",
+    "prune",
+    "runtimes",
+    "search",
+    "train",
+)
 
 __all__ = sorted([*_FROM, *_MODULES, "__version__"])
 

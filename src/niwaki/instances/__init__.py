@@ -1,0 +1,39 @@
+"""Objects as masks: overlaps resolved, label maps, RLE and COCO, NMS and metrics; any number of them.
+
+crops.py     the inner form of a mask, made of dense masks and RLE
+overlaps.py  `resolve_overlaps`: one label map out of masks that overlap
+labels.py    areas, clean-up, RLE and COCO of a label map
+pairs.py     which true and predicted objects share pixels, as a sparse table
+metrics.py   mean precision, PQ, AJI and COCO's AP from that table
+nms.py       which of many overlapping predictions stay
+"""
+
+from niwaki.instances.crops import Crop, crops
+from niwaki.instances.labels import areas, cleaned, object_crops, rles, to_coco
+from niwaki.instances.metrics import THRESHOLDS, aji, average_precision, mean_precision, panoptic_quality
+from niwaki.instances.nms import matrix_nms, nms
+from niwaki.instances.overlaps import Policy, resolve_overlaps
+from niwaki.instances.pairs import Pairs, joined, pairs, pairs_of_masks
+
+__all__ = [
+    "THRESHOLDS",
+    "Crop",
+    "Pairs",
+    "Policy",
+    "aji",
+    "areas",
+    "average_precision",
+    "cleaned",
+    "crops",
+    "joined",
+    "matrix_nms",
+    "mean_precision",
+    "nms",
+    "object_crops",
+    "pairs",
+    "pairs_of_masks",
+    "panoptic_quality",
+    "resolve_overlaps",
+    "rles",
+    "to_coco",
+]
