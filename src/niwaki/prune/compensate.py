@@ -230,7 +230,7 @@ class _Fit:
     def _solved(
         self, node: Call, weight: Tensor, inputs: list[Tensor], residuals: list[Tensor], *, intercept: bool
     ) -> tuple[Tensor, Tensor]:
-        """The change of weights and bias, from all batches; the ridge, if none was given, from held-out ones."""
+        """Changes of weights and bias, from all batches; the ridge, if none was given, from held-out ones."""
         held = slice(_HELD - 1, None, _HELD)
         if self.ridge is not None or not inputs[held]:
             ridge = _RIDGE if self.ridge is None else self.ridge

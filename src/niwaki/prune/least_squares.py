@@ -44,8 +44,11 @@ class Sums:
     @classmethod
     def zero(cls, groups: int, inputs: int, outputs: int, device: torch.device) -> Sums:
         """The sums of nothing."""
-        shapes = ((inputs,), (outputs,), (inputs, inputs), (inputs, outputs))
-        return cls(0, *(torch.zeros((groups, *s), dtype=torch.float64, device=device) for s in shapes))
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros((groups, *shape), dtype=torch.float64, device=device)
+
+        return cls(0, zeros(inputs), zeros(outputs), zeros(inputs, inputs), zeros(inputs, outputs))
 
     def add(self, x_RGD: Tensor, r_RGO: Tensor) -> None:
         """Count these rows too."""
@@ -66,9 +69,8 @@ class Sums:
         """Mean square of what `r - W x - b` leaves of a row."""
         fitted = weight_GOD @ self.xx + bias_GO[:, :, None] * self.x[:, None, :]
         cross = (weight_GOD * (fitted - 2 * self.xr.mT)).sum() - 2 * (bias_GO * self.r).sum()
-        offset = (
-            self.rows * (bias_GO * bias_GO).sum() + (weight_GOD @ self.x[:, :, None])[..., 0].mul(bias_GO).sum()
-        )
+        answers = (weight_GOD @ self.x[:, :, None])[..., 0]
+        offset = (bias_GO * (self.rows * bias_GO + answers)).sum()
         return (self.rr + float(cross + offset)) / self.rows
 
     def ridge(self, held: Sums, *, intercept: bool) -> float:
@@ -98,8 +100,10 @@ def _ridge(xx_GDD: Tensor, xr_GDO: Tensor, ridge: float) -> Tensor:
     eye = torch.eye(xx_GDD.shape[-1], dtype=xx_GDD.dtype, device=xx_GDD.device)
     factor, failed = torch.linalg.cholesky_ex(xx_GDD + (ridge * scale)[:, None, None] * eye)
     if ridge > 0 and not bool(failed.any()):
-        return torch.cholesky_solve(xr_GDO, factor)
-    return torch.linalg.pinv(xx_GDD, rtol=max(ridge, 1e-9), hermitian=True) @ xr_GDO
+        solved: Tensor = torch.cholesky_solve(xr_GDO, factor)
+        return solved
+    inverse: Tensor = torch.linalg.pinv(xx_GDD, rtol=max(ridge, 1e-9), hermitian=True)
+    return inverse @ xr_GDO
 
 
 def argument(node: Call, place: int, name: str, default: Any = None) -> Any:
@@ -132,7 +136,7 @@ def _rows(node: Call, weight: Tensor, x: Tensor, r: Tensor, groups: int) -> Any:
         return
     channels = x.shape[1]
     each = max(1, _BYTES // max(1, r[0].numel() // r.shape[1] * channels * weight[0, 0].numel() * 4))
-    for some, errors in zip(x.split(each), r.split(each), strict=True):
+    for some, errors in zip(torch.split(x, each), torch.split(r, each), strict=True):
         patches = _patches(some, weight.shape[2:], node)
         flat = patches.movedim(1, 1 + len(weight.shape[2:]))
         rows = flat.reshape(-1, groups, channels // groups * weight[0, 0].numel())
