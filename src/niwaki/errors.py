@@ -167,6 +167,8 @@ CODES: dict[str, str] = {
     "prune-empty": "A group must keep at least one atom. Lower the ratio or skip the group.",
     "prune-evidence": "A score made from data needs images with labels, their task and spec; the message says what is missing.",
     "prune-normalise": "No normalisation of scores of that name.",
+    "prune-evidence": "A score made from data needs images with labels, their task and spec; the message says what is missing.",
+    "prune-normalise": "No normalisation of scores of that name.",
     "prune-proof": "A pruned model did not compute what the masked original does; nothing was changed.",
     "prune-range": "A group's name or its kept atoms do not exist in this model.",
     "prune-ratio": "ratio is the share of channels that goes, from 0 to below 1; ratios are entries 'pattern=ratio'.",

@@ -39,11 +39,20 @@ class Widths:
         self.example = torch.from_numpy(work.spec.example(seed=work.arguments.seed))
         self.axes = surgery.analyse(model, self.example)
         self.knobs = _knobs(prune_step(work))
-        self.scores = prune.score(model, self.axes, by=self.knobs.pop("score"))
+        self.scores = self._scored(self.knobs.pop("score"), self.knobs.pop("normalise"))
         self.ratio = self.knobs.pop("ratio")
         self.multiple = self.knobs.pop("multiple")
         self.slower = 0
         self.baseline = self.axes.cost({}).with_(bytes=work.folder.bytes_of(exports["float32"]))
+
+    def _scored(self, by: str, normalise: str) -> prune.Scores:
+        """Scores of the uncompressed network; those made from data see the calibration images."""
+        work = self.work
+        samples = work.calib if by in prune.DATA else None
+        evidence = prune.evidence_for(
+            by, self.model, self.axes, task=work.task, spec=work.spec, samples=samples
+        )
+        return prune.score(self.model, self.axes, by=by, normalise=normalise, evidence=evidence)
 
     def find(self, precisions: Sequence[str], baseline_ms: float | None) -> Found:
         """The plan's own widths where it names a ratio, else the widest network within the budget.

@@ -9,21 +9,29 @@
 `prune.channels` is all of it as one step.
 """
 
-from niwaki.prune.choose import best, choose
+from niwaki.prune.choose import SCOPES, best, choose
+from niwaki.prune.evidence import Evidence, gather
 from niwaki.prune.proof import Proof, compare, prove, redrawn
-from niwaki.prune.scores import SCORES, score
+from niwaki.prune.scores import DATA, NORMALISE, SCORES, Scores, evidence_for, score
 from niwaki.prune.step import Pruned, channels, cut, drawn
 
 __all__ = [
+    "DATA",
+    "NORMALISE",
+    "SCOPES",
     "SCORES",
+    "Evidence",
     "Proof",
     "Pruned",
+    "Scores",
     "best",
     "channels",
     "choose",
     "compare",
     "cut",
     "drawn",
+    "evidence_for",
+    "gather",
     "prove",
     "redrawn",
     "score",

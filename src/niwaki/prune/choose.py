@@ -1,16 +1,24 @@
-"""Which atoms stay: from scores and one ratio, under minimum widths and multiples. Pure counting, no model."""
+"""Which atoms stay: from scores and ratios, under minimum widths and multiples. Pure counting, no model."""
 
 from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from niwaki.errors import PlanError
+from niwaki.prune.alike import keys
 from niwaki.prune.scores import Scores
 from niwaki.surgery import Axes, Group
+
+SCOPES = ("local", "global", "isomorphic")
+"""Local: each group by itself. Global: all together. Isomorphic: all that play the same part together."""
+
+Ratios = Mapping[str, float] | Sequence[str]
+"""`{"layer3.*": 0.7}`, or as TOML has it, `["layer3.*=0.7"]`."""
 
 
 def choose(
@@ -19,6 +27,7 @@ def choose(
     *,
     ratio: float,
     scope: str = "local",
+    ratios: Ratios = (),
     multiple: int = 1,
     min_width: float = 0.1,
     skip: Sequence[str] = (),
@@ -28,7 +37,11 @@ def choose(
 
     Args:
         ratio: share of the atoms that go, 0 to below 1.
-        scope: "local": that share of each group; "global": the lowest scores of all groups together.
+        scope: one of `SCOPES`; "local": that share of each group; "global": the lowest scores of all groups
+            together; "isomorphic": the lowest of all groups whose key (`alike.keys`) is the same.
+        ratios: other shares for the groups whose name a pattern matches, the first that does; those groups
+            are ranked by themselves. A group has the name of the first parameter that makes its channels
+            (`niwaki doctor --groups`); a secondary group must be named in full.
         multiple: kept counts are rounded to the nearest multiple of it.
         min_width: share of a group that stays at least, and never fewer than one atom, unless all its axes
             have other channels too (zero padding of a shortcut): such a group may go entirely.
@@ -38,9 +51,15 @@ def choose(
         PlanError: a knob is out of range, or a pattern or name matches nothing. [prune-ratio, prune-scope,
             prune-skip]
     """
-    _check(axes, ratio, scope, skip, keep or {})
-    groups = [g for g in axes.groups if not g.secondary and not _skipped(g, skip)]
-    widths = _local(groups, ratio) if scope == "local" else _global(groups, scores, ratio)
+    patterns = _parsed(ratios)
+    _check(axes, [ratio, *patterns.values()], scope, keep or {})
+    _check_patterns(axes, skip, patterns)
+    groups = [g for g in axes.groups if not _matches(g, skip) and (not g.secondary or g.name in patterns)]
+    own = {g.name: next((r for p, r in patterns.items() if _named(g, p)), None) for g in groups}
+    together = _ranked_together(axes, [g for g in groups if own[g.name] is None], scope)
+    widths = {g.name: round(g.size * (1 - r)) for g in groups if (r := own[g.name]) is not None}
+    for ranked in together:
+        widths |= _lowest(ranked, scores, ratio) if scope != "local" else _local(ranked, ratio)
     widths |= dict(keep or {})
     out: dict[str, list[int]] = {}
     for group in axes.groups:
@@ -51,6 +70,15 @@ def choose(
         if width < group.size:
             out[group.name] = best(scores[group.name], width)
     return out
+
+
+def _ranked_together(axes: Axes, groups: list[Group], scope: str) -> list[list[Group]]:
+    if scope != "isomorphic":
+        return [groups] if groups else []
+    key, alike = keys(axes), defaultdict(list)
+    for group in groups:
+        alike[key[group.name]].append(group)
+    return list(alike.values())
 
 
 def best(scores: np.ndarray[tuple[int], np.dtype[np.float64]], count: int) -> list[int]:
@@ -68,34 +96,63 @@ def _local(groups: Sequence[Group], ratio: float) -> dict[str, int]:
     return {g.name: round(g.size * (1 - ratio)) for g in groups}
 
 
-def _global(groups: Sequence[Group], scores: Scores, ratio: float) -> dict[str, int]:
-    if not groups:
-        return {}
+def _lowest(groups: Sequence[Group], scores: Scores, ratio: float) -> dict[str, int]:
+    """Widths without the lowest scores of all these groups; of equal scores at the border all stay."""
     every = np.sort(np.concatenate([scores[g.name] for g in groups]))
     threshold = every[min(len(every) - 1, int(ratio * len(every)))]
     return {g.name: int((scores[g.name] >= threshold).sum()) for g in groups}
 
 
-def _skipped(group: Group, skip: Sequence[str]) -> bool:
+def _matches(group: Group, patterns: Sequence[str]) -> bool:
     names = {group.name, *(name for name, _ in group.members)}
-    return any(fnmatch.fnmatch(name, pattern) for name in names for pattern in skip)
+    return any(fnmatch.fnmatch(name, pattern) for name in names for pattern in patterns)
 
 
-def _check(axes: Axes, ratio: float, scope: str, skip: Sequence[str], keep: Mapping[str, int]) -> None:
-    if not 0 <= ratio < 1:
-        raise PlanError(
-            f"prune: ratio is the share of channels that goes, from 0 to below 1, got {ratio}.",
-            code="prune-ratio",
-        )
-    if scope not in ("local", "global"):
-        raise PlanError(f"prune: scope must be local or global, got {scope!r}.", code="prune-scope")
-    for pattern in skip:
-        if not any(_skipped(group, [pattern]) for group in axes.groups):
+def _named(group: Group, pattern: str) -> bool:
+    """Whether a pattern means this group: its own name, with or without the axis, not all that read it."""
+    return any(fnmatch.fnmatch(name, pattern) for name in (group.name, group.name.rpartition(":")[0]))
+
+
+def _parsed(ratios: Ratios) -> dict[str, float]:
+    """Pattern to ratio, from either form."""
+    if isinstance(ratios, Mapping):
+        return dict(ratios)
+    out = {}
+    for entry in ratios:
+        pattern, _, value = str(entry).rpartition("=")
+        try:
+            out[pattern] = float(value)
+        except ValueError:
+            pattern = ""
+        if not pattern:
             raise PlanError(
-                f"prune: skip pattern {pattern!r} matches no parameter of a prunable group; "
-                "`niwaki doctor --groups` lists them.",
-                code="prune-skip",
+                f"prune: ratios holds {entry!r}; expected entries such as 'layer3.*=0.7', a name pattern and "
+                "the share that goes.",
+                code="prune-ratio",
             )
+    return out
+
+
+def _check_patterns(axes: Axes, skip: Sequence[str], patterns: Iterable[str]) -> None:
+    idle = [p for p in skip if not any(_matches(group, [p]) for group in axes.groups)]
+    idle += [p for p in patterns if not any(_named(group, p) for group in axes.groups)]
+    if idle:
+        raise PlanError(
+            f"prune: pattern {idle[0]!r} matches no parameter of a prunable group; "
+            "`niwaki doctor --groups` lists them.",
+            code="prune-skip",
+        )
+
+
+def _check(axes: Axes, ratios: Sequence[float], scope: str, keep: Mapping[str, int]) -> None:
+    for ratio in ratios:
+        if not 0 <= ratio < 1:
+            raise PlanError(
+                f"prune: ratio is the share of channels that goes, from 0 to below 1, got {ratio}.",
+                code="prune-ratio",
+            )
+    if scope not in SCOPES:
+        raise PlanError(f"prune: scope must be one of {', '.join(SCOPES)}, got {scope!r}.", code="prune-scope")
     unknown = set(keep) - {group.name for group in axes.groups}
     if unknown:
         raise PlanError(

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import ModelError, ParityError
+from niwaki.evaluate import Readable
 from niwaki.prune import scores
-from niwaki.prune.choose import choose
+from niwaki.prune.choose import Ratios, choose
 from niwaki.prune.proof import Proof, prove
+from niwaki.spec import Spec
 from niwaki.surgery import Axes, Keep, analyse, shrink
+from niwaki.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +126,15 @@ def channels(
     ratio: float = 0.5,
     score: str = "l2",
     scope: str = "local",
+    normalise: str = "mean",
+    ratios: Ratios = (),
     multiple: int = 1,
     min_width: float = 0.1,
     skip: Sequence[str] = (),
     widths: Mapping[str, int] | None = None,
+    task: Task | None = None,
+    spec: Spec | None = None,
+    calib: Readable | None = None,
 ) -> nn.Module:
     """The model with a share of its channels, heads and hidden units removed: its own class, smaller, proven.
 
@@ -136,20 +144,26 @@ def channels(
         example: an input `[B, ...]`, or a tuple of inputs.
         ratio: share of each group's atoms that goes, 0 to below 1.
         score: criterion, one of `prune.SCORES`.
-        scope: rank within each group ("local") or over all ("global").
+        scope: rank within each group ("local"), over all ("global") or over groups of one kind ("isomorphic").
+        normalise: how groups are made comparable, one of `prune.NORMALISE`; docs/scores.md says when which.
+        ratios: other shares by name pattern, `{"layer3.*": 0.7}` or `["layer3.*=0.7"]`.
         multiple: round kept counts up to a multiple of this.
         min_width: share of a group that always stays.
         skip: patterns of parameter names whose groups are left whole.
         widths: exact widths by group, which override the ratio.
+        task, spec, calib: the labelled images that a score in `prune.DATA` is made from; others need none.
     Raises:
+        PlanError: a knob is out of range, or a score lacks its images. [prune-score, prune-evidence, ...]
         ModelError: the model cannot be exported or cut. ParityError: the proof fails. [prune-proof]
     """
     axes = analyse(model, example)
+    evidence = scores.evidence_for(score, model, axes, task=task, spec=spec, samples=calib)
     keep = choose(
         axes,
-        scores.score(model, axes, by=score),
+        scores.score(model, axes, by=score, normalise=normalise, evidence=evidence),
         ratio=ratio,
         scope=scope,
+        ratios=ratios,
         multiple=multiple,
         min_width=min_width,
         skip=skip,
