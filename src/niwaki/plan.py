@@ -26,6 +26,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import itertools
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -230,6 +231,40 @@ def step(what: str | StepFunction, **knobs: Any) -> Step:
         if knob not in known:
             raise PlanError(_unknown_knob(name, knob, known), code="plan-knob")
     return Step(name, function, {knob: _frozen(value) for knob, value in knobs.items()})
+
+
+def rounds(prune: Step, *train: Step, times: int = 3, to: float = 0.5, pace: str = "geometric") -> Plan:
+    """A Plan that prunes a little and trains, `times` over, until the share `to` of the channels is gone.
+
+    Each pruning step's ratio is a share of what the round before left, so that the shares gone of the original
+    rise to `to`. The Plan is the plain list of steps, and stands in TOML as such.
+
+    Args:
+        prune: a step with a knob `ratio`, such as `step("prune.channels")`; its own ratio is replaced.
+        train: the steps after each pruning, in order.
+        times: rounds.
+        to: share of the original's channels that goes in all, 0 to 1, both left out.
+        pace: what the share gone follows: "linear" (equal parts), "geometric" (equal ratios) or "cubic" (most
+            at first; Zhu & Gupta 2017, arXiv:1710.01878, eq. 1).
+    Raises:
+        PlanError: the step has no ratio, or a number is out of range. [plan-knob, plan-rounds]
+    """
+    gone = {
+        "linear": lambda share: to * share,
+        "geometric": lambda share: 1 - (1 - to) ** share,
+        "cubic": lambda share: to * (1 - (1 - share) ** 3),
+    }
+    if times < 1 or not 0 < to < 1 or pace not in gone:
+        raise PlanError(
+            f"plan.rounds: expected times of at least 1, to between 0 and 1, and a pace of {', '.join(gone)}; "
+            f"got times={times}, to={to}, pace={pace!r}.",
+            code="plan-rounds",
+        )
+    shares = [gone[pace](done / times) for done in range(times + 1)]
+    steps: list[Step] = []
+    for before, after in itertools.pairwise(shares):
+        steps += [prune.with_(ratio=(after - before) / (1 - before)), *train]
+    return Plan(*steps)
 
 
 def knobs(what: str | StepFunction) -> dict[str, Any]:

@@ -10,9 +10,12 @@
 """
 
 from niwaki.prune.choose import SCOPES, best, choose
+from niwaki.prune.compensate import Compensated, calibration, compensate
 from niwaki.prune.evidence import Evidence, gather
+from niwaki.prune.gates import gates
 from niwaki.prune.proof import Proof, compare, prove, redrawn
 from niwaki.prune.scores import DATA, NORMALISE, SCORES, Scores, evidence_for, score
+from niwaki.prune.slimming import slimming
 from niwaki.prune.step import Pruned, channels, cut, drawn
 
 __all__ = [
@@ -20,19 +23,24 @@ __all__ = [
     "NORMALISE",
     "SCOPES",
     "SCORES",
+    "Compensated",
     "Evidence",
     "Proof",
     "Pruned",
     "Scores",
     "best",
+    "calibration",
     "channels",
     "choose",
     "compare",
+    "compensate",
     "cut",
     "drawn",
     "evidence_for",
+    "gates",
     "gather",
     "prove",
     "redrawn",
     "score",
+    "slimming",
 ]
