@@ -84,7 +84,7 @@ class Artifact:
         Args:
             builder: what makes the model before surgery: "timm:NAME" or "niwaki:NAME", or
                 "file.py:function", which loads only where the caller passes the function. None:
-                the graph itself is saved.
+                the graph itself is saved, as it is of a model that is a graph already.
             fresh: what the builder makes, where the caller has it at hand.
             plan, extra: JSON kept in the manifest.
         Raises:
@@ -93,8 +93,11 @@ class Artifact:
                 artifact-structure]
         """
         from niwaki.surgery import difference
+        from niwaki.surgery.program import Program
 
         contents: dict[str, bytes | Path] = {}
+        if isinstance(model, Program):  # nothing that a builder makes; the graph is all of it
+            builder = fresh = None
         if builder is not None and fresh is None:
             fresh = _fresh(builder, spec, task)
         structure, graph, tensors = _structure(model, spec, fresh)
@@ -254,9 +257,9 @@ def _structure(
         return difference.diff(fresh, model), None, difference.tensors(model)
     import torch
 
-    from niwaki.surgery import program
+    from niwaki.surgery import record
 
-    graph, tensors = program.save(model, torch.from_numpy(spec.example(2)))
+    graph, tensors = record.save(model, torch.from_numpy(spec.example(2)))
     return None, graph, tensors
 
 
@@ -276,6 +279,7 @@ def _load(artifact: Artifact, builder: Builder | None) -> nn.Module:
     from niwaki.surgery import difference
 
     values = _weights(artifact)
+    model: nn.Module
     name = artifact.manifest["builder"]
     if name is None:
         from niwaki.surgery import program

@@ -147,7 +147,7 @@ def test_a_group_that_cannot_be_mended_is_left_whole_and_named() -> None:
     net = Headed(Stubborn(), 16, 24).eval()
     axes = surgery.analyse(net, EXAMPLE)
     keep = prune.choose(axes, prune.score(net, axes), ratio=0.5)
-    out = prune.cut(net, axes, keep, example=EXAMPLE)
+    out = prune.cut(net, axes, keep, example=EXAMPLE, result="module")
     assert list(out.left) == [g.name for g in axes.groups if g.name.startswith("body.a") and g.name in keep]
     assert out.model.body.b[0].out_channels == 12
     with pytest.raises(ModelError, match="does not run at its new sizes"):

@@ -8,15 +8,15 @@ the proof is run twice: on the weights as they are, and on a copy with redrawn s
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from niwaki.prune.reference import NoReference, run
-from niwaki.surgery import Axes, Keep, Traced, shrink
+from niwaki.surgery import Axes, Keep, Traced, rewrite, shrink
+from niwaki.surgery.inputs import arguments, leaves, mapped, outputs
 from niwaki.surgery.trace import quiet, with_weights
 
 TOLERANCE = 1e-4
@@ -34,12 +34,15 @@ class Proof:
         variation: the part of it between images (an output's constant part does not count); up to 1e-4 the
             comparison proves nothing either.
         reason: why there is no number, if so.
+        precision: what the error was found in: float64 where float32 was over 1e-4, for a deep network can make
+            rounding errors that large; a wrong cut is as wrong in float64.
     """
 
     error: float
     deviation: float
     variation: float
     reason: str = ""
+    precision: str = "float32"
 
     @property
     def ok(self) -> bool:
@@ -63,22 +66,43 @@ def compare(
         kept: kept indices of every parameter and buffer, as the surgery was asked for them.
         example: an input `[B, ...]` or tuple of inputs.
     """
-    inputs = example if isinstance(example, tuple) else (example,)
-    before = _outputs(model, inputs)
+    before = _outputs(model, example)
     spread: dict[str, Any] = {
         "deviation": min((float(o.double().std()) for o in before if o.numel() > 1), default=0.0),
         "variation": min((_variation(o) for o in before if o.dim()), default=0.0),
     }
     try:
-        wanted = run(traced, kept, inputs)
+        wanted = run(traced, kept, leaves(example))
     except NoReference as none:
         return Proof(error=float("inf"), **spread, reason=str(none))
     try:
-        got = _outputs(pruned, inputs)
+        got = _outputs(pruned, example)
     except Exception as error:  # a wrong surgery may fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Proof(error=float("inf"), **spread, reason=f"the pruned model fails: {reason}")
-    return Proof(error=_error(got, wanted, before), **spread)
+    found, exact = _error(got, wanted, before), None
+    if TOLERANCE < found < float("inf"):  # wrong, or rounding errors that a deep network makes larger
+        exact = _in_double(traced, model, pruned, kept, example)
+    if exact is None:
+        return Proof(error=found, **spread)
+    return Proof(error=exact, precision="float64", **spread)
+
+
+def _in_double(traced: Traced, model: nn.Module, pruned: nn.Module, kept: Any, example: Any) -> float | None:
+    """The error of the same comparison in float64; None where the network does not run in it."""
+    net, small = copy.deepcopy(model).double(), copy.deepcopy(pruned).double()
+    again = with_weights(traced, net)
+    tensors = {n: t.double() if t.is_floating_point() else t for n, t in again.tensors.items()}
+    try:
+        inputs = mapped(example, _doubled)
+        wanted = run(replace(again, tensors=tensors), kept, leaves(inputs))
+        return _error(_outputs(small, inputs), wanted, _outputs(net, inputs))
+    except Exception:  # a forward may name float32 itself
+        return None
+
+
+def _doubled(x: Any) -> Any:
+    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def _error(got: list[Tensor], wanted: list[Tensor], before: list[Tensor]) -> float:
@@ -97,31 +121,36 @@ def _variation(output: Tensor) -> float:
     return float(output.double().var(dim=0, unbiased=False).mean().sqrt())
 
 
-def _outputs(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), quiet():
-            out = model(*inputs)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    return [x for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, Tensor)]
+def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
+    with quiet():
+        return outputs(model, example)
 
 
 def redrawn(model: nn.Module, example: Any, *, seed: int = 0) -> nn.Module:
-    """A copy whose every part counts: norm and layer scales and all-zero parameters drawn from U(0.5, 1.5),
-    batch statistics taken from `example`."""
+    """A copy whose every part counts: norm and layer scales and constant parameters drawn from U(0.5, 1.5),
+    weights that are too small to be seen in the output made larger, batch statistics taken from `example`."""
     drawn = copy.deepcopy(model)
     draw = torch.Generator().manual_seed(seed)
     scales = {id(m.weight) for m in drawn.modules() if _is_norm(m) and isinstance(m.weight, Tensor)}
     with torch.no_grad():
         for name, parameter in drawn.named_parameters():
             layer_scale = parameter.dim() <= 1 and "gamma" in name.rsplit(".", 1)[-1]
-            if id(parameter) in scales or layer_scale or not bool(parameter.any()):
+            if id(parameter) in scales or layer_scale or bool((parameter == parameter.flatten()[:1]).all()):
                 parameter.copy_(torch.rand(parameter.shape, generator=draw) + 0.5)
+            elif parameter.dim() > 1:
+                parameter.mul_(_louder(parameter))
         _take_statistics(drawn, example)
     return drawn.eval()
+
+
+def _louder(weight: Tensor) -> float:
+    """The factor that makes a quiet weight `[out, ...]` pass on the deviation of what it gets; else 1.
+
+    A transformer's first weights deviate by 0.02: scrambled, they move its output by less than rounding does.
+    """
+    wanted = (weight[0].numel() or 1) ** -0.5
+    deviation = float(weight.double().square().mean().sqrt())
+    return wanted / deviation if 0 < deviation < 0.5 * wanted else 1.0
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -138,14 +167,18 @@ def _take_statistics(model: nn.Module, example: Any) -> None:
     for module in norms:
         module.train()
         module.momentum = 1.0
-    inputs = example if isinstance(example, tuple) else (example,)
+    args, kwargs = arguments(example)
     with quiet():
-        model(*inputs)
+        model(*args, **kwargs)
     for module, momentum in zip(norms, momenta, strict=True):
         module.momentum = momentum
+        if module.running_var is not None:  # a channel that never varies would blow up rounding errors
+            module.running_var.clamp_(min=1e-2 * float(module.running_var.mean()))
 
 
-def prove(model: nn.Module, axes: Axes, keep: Keep, example: Any, *, seed: int = 0) -> tuple[Proof, Proof]:
+def prove(
+    model: nn.Module, axes: Axes, keep: Keep, example: Any, *, seed: int = 0, result: str = "module"
+) -> tuple[Proof, Proof]:
     """Two proofs of the same surgery: on redrawn weights, and on the model's own.
 
     Args:
@@ -153,12 +186,27 @@ def prove(model: nn.Module, axes: Axes, keep: Keep, example: Any, *, seed: int =
         axes: its analysis.
         keep: atoms that stay, by group.
         example: inputs of at least four images that vary (statistics are taken from them).
+        result: "module", the model's own class, or "graph".
     """
+    return proven(model, axes, keep, example, seed=seed, result=result)[0]
+
+
+def proven(
+    model: nn.Module, axes: Axes, keep: Keep, example: Any, *, seed: int = 0, result: str = "module"
+) -> tuple[tuple[Proof, Proof], nn.Module]:
+    """`prove`, and the cut model that it was about."""
     drawn = redrawn(model, example, seed=seed)
     kept = axes.kept_indices(keep)
-
-    def proof(net: nn.Module) -> Proof:
-        small = shrink(net, axes, keep, example=example)
-        return compare(with_weights(axes.traced, net), net, small, kept, example)
-
-    return proof(drawn), proof(model)
+    smaller: nn.Module
+    small: nn.Module
+    if result == "graph":
+        smaller = rewrite(drawn, axes, keep)
+        small = rewrite(model, axes, keep, example=example)
+    else:
+        smaller = shrink(drawn, axes, keep, example=example)
+        small = shrink(model, axes, keep, like=smaller)
+    first, second = (
+        compare(with_weights(axes.traced, net), net, cut, kept, example)
+        for net, cut in ((drawn, smaller), (model, small))
+    )
+    return (first, second), small

@@ -1,21 +1,26 @@
-"""The pruning step: score, choose, cut, prove; groups that fail the proof are left whole and named."""
+"""The pruning step: score, choose, cut, prove. Where the class does not follow a cut its graph does; groups
+that fail the proof even so are left whole and named."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from niwaki.errors import ModelError, ParityError
+from niwaki.errors import ModelError, ParityError, PlanError
 from niwaki.evaluate import Readable
 from niwaki.prune import scores
 from niwaki.prune.choose import Ratios, choose
-from niwaki.prune.proof import Proof, prove
+from niwaki.prune.compensate import calibration
+from niwaki.prune.compensate import compensate as compensated
+from niwaki.prune.proof import TOLERANCE, Proof, proven
 from niwaki.spec import Spec
-from niwaki.surgery import Axes, Keep, analyse, shrink
+from niwaki.surgery import Axes, Keep, analyse
+from niwaki.surgery.inputs import leaves, mapped
 from niwaki.tasks import Task
 
 
@@ -24,7 +29,10 @@ class Pruned:
     """A proven cut.
 
     Args:
-        model: the smaller module, of the user's own class.
+        model: the smaller module.
+        result: "module", the user's own class; or "graph", its graph with the same parameter names, for a class
+            that could not be mended.
+        why: what the class does wrong at its new sizes, where the result is a graph.
         keep: atoms that stayed, by group.
         proofs: on redrawn weights, and on the model's own.
         left: groups that failed alone and were left whole, each with the reason.
@@ -34,6 +42,8 @@ class Pruned:
     keep: dict[str, list[int]]
     proofs: tuple[Proof, Proof]
     left: dict[str, str]
+    result: str = "module"
+    why: str = ""
 
     @property
     def error(self) -> float:
@@ -41,37 +51,53 @@ class Pruned:
         return max(proof.error for proof in self.proofs)
 
 
-def cut(model: nn.Module, axes: Axes, keep: Keep, *, example: Tensor | tuple[Any, ...]) -> Pruned:
+def cut(model: nn.Module, axes: Axes, keep: Keep, *, example: Any, result: str = "auto") -> Pruned:
     """The model without the atoms that `keep` leaves out, proven.
 
+    Args:
+        example: an input `[B, ...]`, or a tuple or dict of inputs.
+        result: "module": the user's own class only; "graph": its graph only; "auto": the class wherever it
+            passes the proof, the graph where that cuts more groups.
     Raises:
+        PlanError: another result. [prune-result]
         ParityError: no subset of the groups passes the proof. [prune-proof]
     """
-    example = varied(example)
+    if result not in ("auto", "module", "graph"):
+        raise PlanError(
+            f"prune: result must be auto, module or graph, got {result!r}.",
+            code="prune-result",
+        )
     wanted = {name: list(kept) for name, kept in keep.items()}
-    proofs, reason = _attempt(model, axes, wanted, example)
-    left: dict[str, str] = {}
-    if not _fine(proofs):
-        left = _failing(model, axes, wanted, example)
-        wanted = {name: kept for name, kept in wanted.items() if name not in left}
-        proofs, reason = _attempt(model, axes, wanted, example)
-    if proofs is None or not _fine(proofs):
+    trial = partial(_attempt, model, axes, example=varied(example))
+    first = "graph" if result == "graph" else "module"
+    done = trial(wanted, result=first)
+    if done.fine:
+        return done.pruned(left={})
+    why = done.reason
+    if result == "auto":
+        other = trial(wanted, result="graph")
+        if other.fine:
+            return other.pruned(left={}, why=why)
+    best = _largest(trial, wanted, first)
+    if result == "auto" and best.left:
+        other_best = _largest(trial, wanted, "graph")
+        if len(other_best.left) < len(best.left) and other_best.done.fine:
+            return other_best.done.pruned(left=other_best.left, why=why)
+    if not best.done.fine:
         raise ParityError(
-            f"prune: the proof of surgery fails, {reason}; expected an error of at most 1e-4. Please report "
-            "the model; nothing was changed.",
+            f"prune: the proof of surgery fails, {best.done.reason}; expected an error of at most 1e-4. Please "
+            "report the model; nothing was changed.",
             code="prune-proof",
         )
-    small = shrink(model, axes, wanted, example=example)
-    return Pruned(model=small, keep=wanted, proofs=proofs, left=left)
+    return best.done.pruned(left=best.left)
 
 
-def varied(example: Tensor | tuple[Any, ...], *, images: int = 8) -> tuple[Any, ...]:
+def varied(example: Any, *, images: int = 8) -> Any:
     """Proof inputs of at least `images` images: those given, or else drawn ones of the same shape.
 
     Drawn images differ in brightness, coarse structure and grain: with mere noise, a network that ends in a
     mean over pixels says nearly the same of all, and a proof on a constant output proves nothing.
     """
-    inputs = example if isinstance(example, tuple) else (example,)
     draw = torch.Generator().manual_seed(0)
 
     def grown(x: Any) -> Any:
@@ -79,9 +105,9 @@ def varied(example: Tensor | tuple[Any, ...], *, images: int = 8) -> tuple[Any, 
             return x
         return drawn((images, *x.shape[1:]), draw).to(x)
 
-    grown_inputs = tuple(grown(x) for x in inputs)
-    same = {len(x) for x in grown_inputs if isinstance(x, Tensor) and x.dim()}
-    return grown_inputs if len(same) == 1 else inputs
+    grown_example = mapped(example, grown)
+    same = {len(x) for x in leaves(grown_example) if isinstance(x, Tensor) and x.dim()}
+    return grown_example if len(same) == 1 else mapped(example, lambda x: x)
 
 
 def drawn(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
@@ -94,29 +120,80 @@ def drawn(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
     return 0.5 * grain + level + nn.functional.interpolate(coarse, shape[2:], mode="bilinear")
 
 
-def _fine(proofs: tuple[Proof, Proof] | None) -> bool:
-    """The redrawn proof must hold and vary; on the model's own weights the error must be small, though an
-    untrained output may be nearly constant."""
-    return proofs is not None and proofs[0].ok and proofs[1].error <= 1e-4
+@dataclass(frozen=True)
+class _Attempt:
+    """One cut, tried."""
+
+    keep: dict[str, list[int]]
+    result: str
+    model: nn.Module | None
+    proofs: tuple[Proof, Proof] | None
+    reason: str
+
+    @property
+    def fine(self) -> bool:
+        """The redrawn proof must hold and vary; on the model's own weights the error must be small, though an
+        untrained output may be nearly constant."""
+        return self.proofs is not None and self.proofs[0].ok and self.proofs[1].error <= TOLERANCE
+
+    def pruned(self, *, left: dict[str, str], why: str = "") -> Pruned:
+        """What `cut` gives back."""
+        assert self.model is not None and self.proofs is not None
+        return Pruned(
+            model=self.model,
+            keep=self.keep,
+            proofs=self.proofs,
+            left=left,
+            result=self.result,
+            why=why,
+        )
 
 
-def _attempt(model: nn.Module, axes: Axes, keep: Keep, example: Any) -> tuple[tuple[Proof, Proof] | None, str]:
+def _attempt(
+    model: nn.Module, axes: Axes, keep: dict[str, list[int]], *, example: Any, result: str
+) -> _Attempt:
     try:
-        proofs = prove(model, axes, keep, example)
+        proofs, small = proven(model, axes, keep, example, result=result)
     except ModelError as error:
-        return None, str(error)
+        return _Attempt(keep, result, None, None, str(error))
     worst = max(proofs, key=lambda proof: proof.error)
-    return proofs, worst.reason or f"error {worst.error:.1e} on a deviation of {worst.deviation:.1e}"
+    reason = worst.reason or f"error {worst.error:.1e} on a deviation of {worst.deviation:.1e}"
+    return _Attempt(keep, result, small, proofs, reason)
 
 
-def _failing(model: nn.Module, axes: Axes, keep: Keep, example: Any) -> dict[str, str]:
-    """Groups that fail when they alone are cut."""
+@dataclass(frozen=True)
+class _Best:
+    """The most groups that can be cut together, and the others with what fails when they go."""
+
+    done: _Attempt
+    left: dict[str, str]
+
+
+def _largest(trial: Callable[..., _Attempt], keep: dict[str, list[int]], result: str) -> _Best:
+    left = _failing(trial, keep, result)
+    rest = {name: kept for name, kept in keep.items() if name not in left}
+    return _Best(trial(rest, result=result), left)
+
+
+def _failing(trial: Callable[..., _Attempt], keep: dict[str, list[int]], result: str) -> dict[str, str]:
+    """Groups that fail when they alone are cut, found by halving: those of a half that passes need no trial."""
     out: dict[str, str] = {}
-    for name, kept in keep.items():
-        proofs, reason = _attempt(model, axes, {name: kept}, example)
-        if not _fine(proofs):
-            out[name] = reason
-    return out
+    halves = [dict(part) for part in _halved(list(keep.items()))]
+    while halves:
+        part = halves.pop()
+        done = trial(part, result=result)
+        if done.fine:
+            continue
+        if len(part) == 1:
+            out[next(iter(part))] = done.reason
+        else:
+            halves += [dict(half) for half in _halved(list(part.items()))]
+    return {name: out[name] for name in keep if name in out}
+
+
+def _halved(items: list[Any]) -> list[list[Any]]:
+    middle = (len(items) + 1) // 2
+    return [half for half in (items[middle:], items[:middle]) if half]
 
 
 def channels(
@@ -132,6 +209,7 @@ def channels(
     min_width: float = 0.1,
     skip: Sequence[str] = (),
     widths: Mapping[str, int] | None = None,
+    compensate: str = "none",
     task: Task | None = None,
     spec: Spec | None = None,
     calib: Readable | None = None,
@@ -151,7 +229,10 @@ def channels(
         min_width: share of a group that always stays.
         skip: patterns of parameter names whose groups are left whole.
         widths: exact widths by group, which override the ratio.
-        task, spec, calib: the labelled images that a score in `prune.DATA` is made from; others need none.
+        compensate: after the proof, fit what is left to the original's outputs: "none", "mean" (biases) or
+            "least-squares" (docs/recovery.md).
+        task, spec, calib: the labelled images that a score in `prune.DATA` is made from, and those that
+            compensation is (512 of them at most); others need none.
     Raises:
         PlanError: a knob is out of range, or a score lacks its images. [prune-score, prune-evidence, ...]
         ModelError: the model cannot be exported or cut. ParityError: the proof fails. [prune-proof]
@@ -169,4 +250,8 @@ def channels(
         skip=skip,
         keep=widths,
     )
-    return cut(model, axes, keep, example=example).model
+    made = cut(model, axes, keep, example=example)
+    if compensate == "none":
+        return made.model
+    images = calibration(calib, spec, device=next(model.parameters()).device)
+    return compensated(model, made.model, axes, made.keep, inputs=images, how=compensate).model

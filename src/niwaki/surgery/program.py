@@ -1,19 +1,16 @@
-"""A model's graph as JSON over allow-listed operators: how a model without a builder is saved
-without its code.
+"""A graph that runs and trains: the module that a saved graph, or a cut that no class follows, is loaded as.
 
-    graph, tensors = save(model, example)      # JSON and tensors by name
-    load(graph, tensors)                       # an nn.Module that computes the same, in eval mode
+    load(graph, tensors)       # an nn.Module: the parameter names, modes and outputs of the model recorded
 
-The graph is that of torch.export, calls to ATen operators in order. Loading builds no code: a
-short interpreter looks each operator up in `OPERATORS` and calls it. Arguments are JSON, or one
-of: {"node": name}, {"dtype": name}, {"device": "cpu"}, {"layout": name}, {"memory": name},
-    {"float": "inf"}.
+Loading builds no code: a short interpreter looks each operator up in `OPERATORS` and calls it. What depends on
+the mode asks the module that stands where the recorded model's stood: its batch norms are batch norms again,
+dropout drops while that module trains. `record.py` says what a graph is made of.
 """
 
 from __future__ import annotations
 
 import copy
-import math
+import inspect
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from niwaki.errors import ArtifactError, ModelError, NiwakiError, UnsafeArtifact
+from niwaki.errors import ArtifactError, NiwakiError, UnsafeArtifact
 
 _ATEN = """
 _log_softmax _native_batch_norm_legit_no_training _safe_softmax _softmax _to_copy _unsafe_view
 _upsample_bicubic2d_aa _upsample_bilinear2d_aa abs adaptive_avg_pool1d adaptive_avg_pool2d
-adaptive_max_pool2d add addmm alias amax amin arange argmax avg_pool1d avg_pool2d baddbmm
+adaptive_max_pool2d add addmm alias alpha_dropout amax amin arange argmax avg_pool1d avg_pool2d baddbmm
 batch_norm bmm cat ceil celu channel_shuffle chunk clamp clamp_max clamp_min clone constant_pad_nd
 contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d copy cos cumsum detach div
-dropout einsum elu embedding eq exp expand expand_as feature_dropout flatten flip floor
+dropout einsum elu embedding eq exp expand expand_as feature_alpha_dropout feature_dropout flatten flip floor
 floor_divide full full_like gather ge gelu glu group_norm gt hardsigmoid hardswish hardtanh im2col
 index index_put index_select instance_norm layer_norm le leaky_relu lift_fresh_copy
 linalg_vector_norm linear log log1p log_softmax logical_and logical_not logical_or lt masked_fill
@@ -44,10 +41,9 @@ unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze upsample_bicubic2d u
 upsample_nearest2d var var_mean view view_as where zeros zeros_like
 """
 OPERATORS = frozenset(_ATEN.split())
-"""ATen operators that a graph may call, any overload of them: arithmetic on tensors, nothing
-else."""
+"""ATen operators that a graph may call, any overload of them: arithmetic on tensors, nothing else."""
 
-_PYTHON: dict[str, Callable[..., Any]] = {
+PYTHON: dict[str, Callable[..., Any]] = {
     f"operator.{f.__name__}": f
     for f in (
         *(operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv),
@@ -61,84 +57,122 @@ _CHECKS = (
     "_assert_tensor_metadata",
     "sym_constrain_range_for_size",
 )
-_DROPPED = frozenset(f"aten.{name}" for name in _CHECKS)
+DROPPED = frozenset(f"aten.{name}" for name in _CHECKS)
 _LAYOUTS = {"strided": torch.strided}
 _MEMORY = {name: getattr(torch, name) for name in ("contiguous_format", "channels_last", "preserve_format")}
 _MAX_DEPTH = 8
+DROPS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+_FLAGS = {"batch_norm": 5, "instance_norm": 5, **dict.fromkeys(DROPS, 2)}
+"""Which argument of a call is the mode, training or not."""
 
-Names = Mapping[str, str]
-
-
-def save(model: nn.Module, example: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(graph as JSON, tensors by the model's own names) of a model in eval mode; the model is
-    untouched.
-
-    Args:
-        example: float `[B, C, H, W]` with B of at least 2, so that the batch stays free.
-    Raises:
-        ModelError: torch.export refuses it, or an operator is not in the list.
-            [program-export, program-operator]
-    """
-    exported = _exported(model, example)
-    signature = exported.graph_signature
-    names: dict[str, str] = {
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
-    values = {**exported.state_dict, **exported.constants}
-    tensors = {name: values[name].detach() for name in dict.fromkeys(names.values())}
-    graph: dict[str, Any] = {"tensors": {}, "inputs": [], "nodes": [], "outputs": []}
-    for node in exported.graph_module.graph.nodes:
-        _save_node(node, graph, names)
-    graph["parameters"] = sorted(set(signature.inputs_to_parameters.values()))
-    return graph, tensors
+_LISTS = ("inputs", "outputs", "nodes", "takes", "lost", "parameters", "frozen", "unsaved")
+_DICTS = ("tensors", "norms", "ties", "training")
+PARTS = frozenset((*_LISTS, *_DICTS, "gives"))
+"""The parts of a graph's JSON."""
 
 
-def load(graph: Mapping[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
-    """A module that computes a saved graph; its parameters carry the names they had in the model.
+def load(graph: Mapping[str, Any], tensors: dict[str, Tensor]) -> Program:
+    """A module that computes a recorded graph; its parameters carry the names they had in the model.
 
     Raises:
         UnsafeArtifact: the graph calls an operator that is not in the list. [program-operator]
         ArtifactError: it is no graph, or does not fit the tensors. [program-graph]
     """
     try:
-        return Program(graph, tensors)
+        names = [str(name) for name, _ in graph["takes"]]
+        return _called_with(names)(graph, tensors)
     except NiwakiError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, IndexError) as error:
         raise _broken(f"{type(error).__name__}: {str(error)[:120]}") from error
 
 
 class Program(nn.Module):
-    """A graph that runs: image batches float `[B, C, H, W]` to the model's outputs, always as in
-    eval mode."""
+    """A graph that runs, with the parameters, buffers and modes of the model it was recorded from."""
 
     def __init__(self, graph: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
         super().__init__()
-        if set(graph) != {"tensors", "inputs", "nodes", "outputs", "parameters"}:
+        if set(graph) != PARTS:
             raise ValueError("not the parts of a graph")
-        if not all(isinstance(graph[key], list) for key in ("inputs", "outputs", "nodes")):
-            raise ValueError("inputs, outputs or nodes are no list")
+        for kind, keys in ((list, _LISTS), (dict, _DICTS)):
+            if not all(isinstance(graph[key], kind) for key in keys):
+                raise ValueError(f"a part of the graph is no {kind.__name__}")
+        self._graph = copy.deepcopy(dict(graph))
         self._tensors: dict[str, str] = dict(graph["tensors"])
         self._inputs: list[str] = list(graph["inputs"])
-        self._outputs = graph["outputs"]
-        if set(self._tensors.values()) != tensors.keys() or len(self._inputs) != 1:
-            raise ValueError("inputs or tensors are not those of the weights")
-        for name, value in tensors.items():
-            _register(self, name, value, name in graph["parameters"])
+        self._outputs, self._takes, self._gives = graph["outputs"], list(graph["takes"]), graph["gives"]
+        self._check_sizes(tensors)
+        self._hold(tensors)
         self._nodes = [
-            (str(n["name"]), _operator(n["op"]), list(n["args"]), dict(n["kwargs"])) for n in graph["nodes"]
+            (str(n["name"]), _operator(n["op"]), list(n["args"]), dict(n["kwargs"]), _mode(n))
+            for n in graph["nodes"]
         ]
         self._last = self._check_order()
+        self._place_modes()
+
+    def _check_sizes(self, tensors: dict[str, Tensor]) -> None:
+        if not set(self._tensors.values()) <= tensors.keys():
+            raise ValueError("tensors are not those of the weights")
+        if sum(_leaves(layout) for _, layout in self._takes) != len(self._inputs):
+            raise ValueError("takes and inputs differ")
+        if _leaves(self._gives) != len(self._outputs):
+            raise ValueError("gives and outputs differ")
+        if not tensors.keys() >= {*self._graph["parameters"], *self._graph["ties"].values()}:
+            raise ValueError("a parameter that the weights have not")
+
+    def _hold(self, tensors: dict[str, Tensor]) -> None:
+        graph = self._graph
+        for name in dict.fromkeys([*graph["parameters"], *tensors]):
+            value = tensors[name]
+            if name in graph["parameters"]:
+                trains = value.is_floating_point() and name not in graph["frozen"]
+                self._register(name, nn.Parameter(value, requires_grad=trains))
+            else:
+                self._register(name, value, saved=name not in graph["unsaved"])
+        for alias, name in graph["ties"].items():
+            owner, _, last = name.rpartition(".")
+            self._register(alias, getattr(self.get_submodule(owner), last))
+
+    def _register(self, name: str, value: Tensor, *, saved: bool = True) -> None:
+        """Puts a tensor where its dotted name says."""
+        path, _, last = name.rpartition(".")
+        if not last.isidentifier() and not last.isdigit():
+            raise ValueError(f"the tensor name {name[:60]!r}")
+        module = self._place(path)
+        if isinstance(value, nn.Parameter):
+            module.register_parameter(last, value)
+        else:
+            module.register_buffer(last, value, persistent=saved)
+
+    def _place(self, path: str) -> nn.Module:
+        """The module at a dotted path, made on the way: a batch norm where the graph has one, else empty."""
+        module: nn.Module = self
+        whole = ""
+        for part in path.split(".") if path else []:
+            whole = f"{whole}.{part}" if whole else part
+            if not isinstance(module._modules.get(part), nn.Module):
+                norm = self._graph["norms"].get(whole)
+                new = nn.Module() if norm is None else Norm(float(norm["eps"]), norm["momentum"])
+                module.add_module(part, new)
+            module = module.get_submodule(part)
+        return module
+
+    def _place_modes(self) -> None:
+        for path in dict.fromkeys(mode for *_, mode in self._nodes if mode):
+            self._place(path)
         self.eval()
+        modules = dict(self.named_modules())
+        for path, mode in self._graph["training"].items():
+            if type(mode) is not bool:
+                raise ValueError(f"the mode {mode!r:.20}")
+            if path in modules:
+                modules[path].training = mode
 
     def _check_order(self) -> list[list[str]]:
-        """For each call the values that nothing reads after it; raises where one is read before it
-        is there."""
+        """For each call the values that nothing reads after it; raises where one is read before it is there."""
         known = {*self._tensors, *self._inputs}
         reads = []
-        for name, _, args, kwargs in self._nodes:
+        for name, _, args, kwargs, _ in self._nodes:
             reads.append(_named([args, *kwargs.values()]))
             if missing := reads[-1] - known:
                 raise ValueError(f"{name} reads {sorted(missing)[0]!r} before it is there")
@@ -154,79 +188,127 @@ class Program(nn.Module):
             later |= names
         return last[::-1]
 
-    def train(self, mode: bool = True) -> Program:
-        """Stays as it is: the graph was taken in eval mode and has no other."""
-        return super().train(False)
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """What the recorded model does in training mode and this graph does not."""
+        return tuple(str(one) for one in self._graph["lost"])
 
-    def forward(self, image: Tensor) -> Any:
-        """What the saved model computed."""
-        env: dict[str, Any] = {self._inputs[0]: image}
+    def graph(self) -> dict[str, Any]:
+        """The JSON that `load` makes this module from, modes and frozen parameters as they are now."""
+        frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
+        training = {name: m.training for name, m in self.named_modules() if m.training or not name}
+        return {**copy.deepcopy(self._graph), "frozen": frozen, "training": training}
+
+    def compute(self, values: Mapping[str, Any]) -> Any:
+        """What the recorded model gives for its inputs, by name."""
+        leaves = [leaf for name, layout in self._takes for leaf in _opened(values[name], layout)]
+        env: dict[str, Any] = dict(zip(self._inputs, leaves, strict=True))
+        env[_DEVICE] = next((x.device for x in leaves if isinstance(x, Tensor)), torch.device("cpu"))
         for node, name in self._tensors.items():
             owner, _, last = name.rpartition(".")
             env[node] = getattr(self.get_submodule(owner), last)
-        for (name, function, args, kwargs), done in zip(self._nodes, self._last, strict=True):
-            named = {key: _value(value, env) for key, value in kwargs.items()}
-            env[name] = function(*_value(args, env), **named)
+        for (name, function, args, kwargs, mode), done in zip(self._nodes, self._last, strict=True):
+            given, named = _value(args, env), {key: _value(value, env) for key, value in kwargs.items()}
+            if mode is None:
+                env[name] = function(*given, **named)
+            else:
+                env[name] = self._by_mode(function, given, named, self.get_submodule(mode))
             for finished in done:  # memory is given back as early as the model itself would
-                del env[finished]
-        outputs = _value(self._outputs, env)
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+                env.pop(finished, None)
+        return _nested(iter(_value(self._outputs, env)), self._gives)
+
+    def _by_mode(self, function: Any, args: list[Any], kwargs: dict[str, Any], module: nn.Module) -> Any:
+        """A call that computes something else while `module` trains."""
+        if isinstance(module, Norm):
+            return module(args[0])
+        name = _base(str(function))
+        if name == "scaled_dot_product_attention":
+            return function(*args, **{**kwargs, "dropout_p": kwargs["dropout_p"] if module.training else 0.0})
+        args[_FLAGS[name]] = module.training
+        return function(*args, **kwargs)
 
 
-def _exported(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    own = copy.deepcopy(model).cpu().eval()
-    try:
-        batch = torch.export.Dim("batch", min=1)
-        exported = torch.export.export(own, (example,), dynamic_shapes=({0: batch},), strict=False)
-        functional: torch.export.ExportedProgram = exported.run_decompositions({})
-    except Exception as error:  # torch.export raises whatever the forward trips over
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(
-            f"{type(model).__name__} cannot be saved as a graph: {reason}. Save it with a builder.",
-            code="program-export",
-        ) from error
-    return functional
+_DEVICE = " device"  # no node's name has a space
 
 
-def _save_node(node: Any, graph: dict[str, Any], names: Names) -> None:
-    if node.op == "placeholder":
-        if node.name in names:
-            graph["tensors"][node.name] = names[node.name]
-        else:
-            graph["inputs"].append(node.name)
-    elif node.op == "output":
-        graph["outputs"] = _json(list(node.args[0]))
-    else:
-        name = _operator_name(node)
-        if name.rpartition(".")[0] in _DROPPED:
-            return
-        graph["nodes"].append(
-            {
-                "name": node.name,
-                "op": name,
-                "args": _json(list(node.args)),
-                "kwargs": {key: _json(value) for key, value in node.kwargs.items()},
-            }
-        )
+class Norm(nn.modules.batchnorm._BatchNorm):
+    """A batch norm for inputs of any number of axes; it learns its statistics while it trains."""
+
+    def __init__(self, eps: float, momentum: float | None) -> None:
+        if momentum is not None and not isinstance(momentum, (int, float)):
+            raise ValueError(f"the momentum {momentum!r:.20}")
+        super().__init__(1, eps=eps, momentum=momentum, affine=False)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def extra_repr(self) -> str:
+        """As torch shows it."""
+        return f"{len(self.running_mean)}, eps={self.eps}, momentum={self.momentum}"  # type: ignore[arg-type]
 
 
-def _operator_name(node: Any) -> str:
-    """`aten.conv2d.default` or `operator.add`, when it is one of the list."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        name = str(target)
-        if target.namespace == "aten" and (_base(name) in OPERATORS or name.rpartition(".")[0] in _DROPPED):
-            return name
-    else:
-        name = f"operator.{getattr(target, '__name__', target)}"
-        if _PYTHON.get(name) is target:
-            return name
-    trace = (node.meta.get("stack_trace") or "").strip().splitlines()
-    raise ModelError(
-        f"the graph has the operator {name}, which cannot be saved"
-        f"{' (' + trace[-1].strip()[:100] + ')' if trace else ''}. Save the model with a builder.",
-        code="program-operator",
-    )
+def _called_with(names: list[str]) -> type[Program]:
+    """Program with the parameters of the recorded forward, by place or by name; exporters read them."""
+
+    def forward(self: Program, *args: Any, **kwargs: Any) -> Any:
+        return self.compute(signature.bind(self, *args, **kwargs).arguments)
+
+    both = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(name, both) for name in ("self", *names)])
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    return type("Program", (Program,), {"forward": forward, "__doc__": Program.__doc__, "__module__": __name__})
+
+
+def _mode(node: Mapping[str, Any]) -> str | None:
+    """The module whose mode a call follows."""
+    path = node.get("module")
+    if path is None:
+        return None
+    if not isinstance(path, str) or _base(str(node["op"])) not in (*_FLAGS, "scaled_dot_product_attention"):
+        raise ValueError(f"the call {node['name']!r:.40} follows no mode")
+    if _base(node["op"]) in _FLAGS and len(node["args"]) <= _FLAGS[_base(node["op"])]:
+        raise ValueError(f"the call {node['name']!r:.40} has no mode")
+    if _base(node["op"]) not in _FLAGS and "dropout_p" not in node["kwargs"]:
+        raise ValueError(f"the call {node['name']!r:.40} has no dropout_p")
+    return path
+
+
+def _leaves(layout: Any) -> int:
+    """How many tensors a layout holds; raises where it is none."""
+    if layout == "*":
+        return 1
+    ((kind, inner),) = layout.items()
+    if kind == "dict":
+        return sum(_leaves(one) for _, one in inner)
+    if kind not in ("list", "tuple"):
+        raise ValueError(f"the layout {kind!r:.20}")
+    return sum(map(_leaves, inner))
+
+
+def _opened(value: Any, layout: Any) -> list[Any]:
+    """The tensors of a nested input, in the order of its layout."""
+    if layout == "*":
+        return [value]
+    ((kind, inner),) = layout.items()
+    if kind == "dict":
+        return [leaf for name, one in inner for leaf in _opened(value[name], one)]
+    return [leaf for part, one in zip(value, inner, strict=True) for leaf in _opened(part, one)]
+
+
+def _nested(leaves: Any, layout: Any) -> Any:
+    """Tensors nested as a layout says."""
+    if layout == "*":
+        return next(leaves)
+    ((kind, inner),) = layout.items()
+    if kind == "dict":
+        return {name: _nested(leaves, one) for name, one in inner}
+    parts = [_nested(leaves, one) for one in inner]
+    return tuple(parts) if kind == "tuple" else parts
+
+
+def listed(name: str) -> bool:
+    """Whether a graph may call an operator of this full name, `aten.conv2d.default`."""
+    return _base(name) in OPERATORS
 
 
 def _base(name: str) -> str:
@@ -235,9 +317,9 @@ def _base(name: str) -> str:
 
 def _operator(name: Any) -> Callable[..., Any]:
     """The function that a saved name stands for; never one outside the list."""
-    if isinstance(name, str) and name in _PYTHON:
-        return _PYTHON[name]
-    if isinstance(name, str) and name.startswith("aten.") and _base(name) in OPERATORS:
+    if isinstance(name, str) and name in PYTHON:
+        return PYTHON[name]
+    if isinstance(name, str) and name.startswith("aten.") and listed(name):
         # a view was traced on the strides of a fake run; reshape is the view wherever there is one
         _, base, overload = name.replace("aten.view.default", "aten.reshape.default").split(".")
         found = getattr(getattr(torch.ops.aten, base), overload, None)
@@ -249,49 +331,8 @@ def _operator(name: Any) -> Callable[..., Any]:
     )
 
 
-def _register(root: nn.Module, name: str, value: Tensor, parameter: bool) -> None:
-    """Puts a tensor where its dotted name says, making empty modules on the way."""
-    *path, last = name.split(".")
-    if not last.isidentifier() and not last.isdigit():
-        raise ValueError(f"the tensor name {name[:60]!r}")
-    module = root
-    for part in path:
-        if not isinstance(module._modules.get(part), nn.Module):
-            module.add_module(part, nn.Module())
-        module = module.get_submodule(part)
-    if parameter:
-        module.register_parameter(last, nn.Parameter(value, requires_grad=value.is_floating_point()))
-    else:
-        module.register_buffer(last, value)
-
-
-def _json(value: Any) -> Any:
-    """An argument of a call as JSON."""
-    if isinstance(value, torch.fx.Node):
-        return {"node": value.name}
-    if isinstance(value, (list, tuple)):
-        return [_json(v) for v in value]
-    if isinstance(value, torch.device):
-        return {"device": "cpu"}
-    kinds = ((torch.dtype, "dtype"), (torch.layout, "layout"), (torch.memory_format, "memory"))
-    for kind, key in kinds:
-        if isinstance(value, kind):
-            return {key: str(value).removeprefix("torch.")}
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise ModelError(
-        f"the graph has an argument of kind {type(value).__name__}, which cannot be saved. Save "
-        "the model "
-        "with a builder.",
-        code="program-operator",
-    )
-
-
 def _named(value: Any, depth: int = 0) -> set[str]:
-    """Names of the nodes that an argument reads; raises ValueError at what `_value` would not
-    take."""
+    """Names of the nodes that an argument reads; raises ValueError at what `_value` would not take."""
     if depth > _MAX_DEPTH:
         raise ValueError("arguments nested too deeply")
     if isinstance(value, list):
@@ -308,13 +349,15 @@ def _named(value: Any, depth: int = 0) -> set[str]:
 
 
 def _value(value: Any, env: Mapping[str, Any]) -> Any:
-    """An argument as the call takes it; the reverse of `_json`."""
+    """An argument as the call takes it; the reverse of `record.plain`."""
     if isinstance(value, list):
         return [_value(v, env) for v in value]
     if not isinstance(value, dict):
         return value
     ((key, inner),) = value.items()
-    return env[inner] if key == "node" else _SPECIAL[key](inner)
+    if key == "node":
+        return env[inner]
+    return env[_DEVICE] if key == "device" else _SPECIAL[key](inner)
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -326,7 +369,7 @@ def _dtype(name: str) -> torch.dtype:
 
 _SPECIAL: dict[str, Callable[[str], Any]] = {
     "dtype": _dtype,
-    "device": lambda name: torch.device("cpu"),
+    "device": lambda name: torch.device("cpu"),  # where it runs is that of the inputs
     "layout": _LAYOUTS.__getitem__,
     "memory": _MEMORY.__getitem__,
     "float": float,

@@ -1,56 +1,94 @@
-"""Cutting a model down to kept indices: the user's own class, smaller, with its size attributes mended.
+"""Cutting a model down to kept indices: the user's own class, smaller, or its graph where the class cannot be.
 
-Parameters and buffers are sliced by the analysis. torch's own layers get their size attributes from what
-they now hold. Where a module's forward uses a size that it keeps in an attribute (`num_heads`, a split, a pad),
-the graph says which call changed from which size to which, and the attribute of the module that made the call
-is set to match. The result is run once; `prune.prove` then shows that it computes the right thing.
+Parameters and buffers are sliced by the analysis. torch's own layers get their size attributes from what they
+now hold, the user's by `mend.py`. `rewrite` needs no attribute: it cuts the graph, whose sizes are all to be
+seen. Both are only proposals; `prune.prove` shows that they compute the right thing.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
 import math
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from niwaki.errors import ModelError
+from niwaki.surgery import mend, program, record
 from niwaki.surgery.axes import Axes, Keep, Kept
+from niwaki.surgery.inputs import few, outputs
+from niwaki.surgery.resize import kept_groups
 from niwaki.surgery.rules import operator_of
 from niwaki.surgery.trace import Call, owner_of, quiet, shape_of
 
-_SIZED = {"view", "reshape", "_unsafe_view", "expand", "unflatten"}
-Mend = tuple[str, str, Any]  # module path, attribute, new value
-
 
 def shrink(
-    model: nn.Module, axes: Axes, keep: Keep, *, example: Any = None, kept: Kept | None = None
+    model: nn.Module,
+    axes: Axes,
+    keep: Keep,
+    *,
+    example: Any = None,
+    kept: Kept | None = None,
+    like: nn.Module | None = None,
 ) -> nn.Module:
-    """A copy of `model` in which only the kept atoms are left.
+    """A copy of `model`, of its own class, in which only the kept atoms are left.
 
     Args:
         axes: `analyse(model, ...)`.
         keep: for each group to shrink, the numbers of the atoms that stay (0-based, at least one).
-        example: an input or tuple of inputs to try the result on; None skips the trial.
+        example: an input, tuple or dict of inputs to try the result on; None skips the trial.
         kept: index lists to cut with instead of the analysis's own; only the tests of the proof, which
             must catch wrong ones, have a use for it.
+        like: the same cut of the same class with other weights, whose attributes are taken over.
     Raises:
         ModelError: a group's list is empty or out of range, or the class cannot be made to run at these
             sizes. [prune-empty, prune-range, prune-unmendable]
     """
+    small = _sliced_model(model, axes, keep, kept)
+    _set_layer_sizes(small, axes, keep)
+    _keep_attention_scale(small, axes, keep)
+    if like is not None:
+        mend.copy_mends(small, like, axes, keep)
+    else:
+        wanted = partial(_graph_outputs, model, axes, keep, example) if kept is None else lambda: None
+        mend.mend(small, axes, keep, example=example, wanted=wanted)
+    return small
+
+
+def rewrite(model: nn.Module, axes: Axes, keep: Keep, *, example: Any = None) -> program.Program:
+    """The graph of `model` with only the kept atoms left: same parameter names, trains, saves and exports.
+
+    Args:
+        example: an input, tuple or dict of inputs; with it, what training does and eval mode does not
+            (dropout inside of attention) is found out.
+    Raises:
+        ModelError: a group's list is empty or out of range, or the graph cannot be written at these sizes.
+            [prune-empty, prune-range, prune-unmendable, program-operator, program-export]
+    """
+    small = _sliced_model(model, axes, keep, None)
+    graph = record.record(model, axes.traced, axes=axes, keep=keep, example=example)
+    tensors = record.tensors(small, axes.traced, axes.kept_indices(keep))
+    return program.load(graph, tensors)
+
+
+def _graph_outputs(model: nn.Module, axes: Axes, keep: Keep, example: Any) -> list[Tensor] | None:
+    """What the cut graph gives for the first images; None where the graph cannot be written."""
+    try:
+        with quiet():
+            return outputs(rewrite(model, axes, keep), few(example))
+    except Exception:  # the trial is then judged by shapes alone, and in any case by the proof
+        return None
+
+
+def _sliced_model(model: nn.Module, axes: Axes, keep: Keep, kept: Kept | None) -> nn.Module:
     _check(axes, keep)
     if kept is None:
         kept = axes.kept_indices(keep)
     _check_not_empty(kept, keep)
     small = copy.deepcopy(model)
     _slice_tensors(small, kept)
-    _set_layer_sizes(small, axes, keep)
-    _keep_attention_scale(small, axes, keep)
-    _mend(small, axes, keep, example)
     return small
 
 
@@ -83,20 +121,27 @@ def _check_not_empty(kept: Kept, keep: Keep) -> None:
 
 
 def _slice_tensors(small: nn.Module, kept: Kept) -> None:
-    done: dict[int, Tensor] = {}
-    for path, module in list(small.named_modules()):
-        held: dict[str, Tensor | None] = {**module._parameters, **module._buffers}
-        for name, tensor in held.items():
-            cuts = kept.get(f"{path}.{name}" if path else name)
-            if tensor is None or (cuts is None and id(tensor) not in done):
-                continue
-            if id(tensor) not in done:
-                done[id(tensor)] = _sliced(tensor, cuts or {})
-            table = module._parameters if name in module._parameters else module._buffers
-            table[name] = done[id(tensor)]  # type: ignore[assignment]
+    """Every parameter and buffer cut, a shared one once: it stays shared, whichever of its names is cut."""
+    places: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    cuts: dict[int, dict[int, list[int]]] = {}
+    held: dict[int, Tensor] = {}
+    for path, module in small.named_modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is None:
+                    continue
+                held[id(tensor)] = tensor
+                places.setdefault(id(tensor), []).append((table, name))
+                if found := kept.get(f"{path}.{name}" if path else name):
+                    cuts[id(tensor)] = found
+    for key, found in cuts.items():
+        new = sliced(held[key], found)
+        for table, name in places[key]:
+            table[name] = new
 
 
-def _sliced(tensor: Tensor, cuts: dict[int, list[int]]) -> Tensor:
+def sliced(tensor: Tensor, cuts: dict[int, list[int]]) -> Tensor:
+    """The kept indices of a tensor along each axis that loses some."""
     out = tensor.detach()
     for d, indices in cuts.items():
         out = out.index_select(d, torch.tensor(indices, device=out.device))
@@ -140,18 +185,10 @@ def _set_norm(
         module.num_features = after[1]
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = after[1]
-        module.num_groups = _kept_groups(node, axes, alive)
+        module.num_groups = kept_groups(node, axes, alive)
     elif hasattr(module, "normalized_shape"):
         layer: Any = module
         layer.normalized_shape = tuple(after[-len(layer.normalized_shape) :])
-
-
-def _kept_groups(node: Call, axes: Axes, alive: Any) -> int:
-    groups = int(node.args[1])  # type: ignore[arg-type]
-    axis = axes.resolve(axes.axes_of(node.args[0])[1])
-    if axis is None:
-        return groups
-    return int(alive[axis].all(1).reshape(groups, -1).any(1).sum())
 
 
 def _keep_attention_scale(small: nn.Module, axes: Axes, keep: Keep) -> None:
@@ -220,159 +257,3 @@ def _reaches(source: Call, path: list[Call], query: Call) -> Tensor:
     (gradient,) = torch.autograd.grad(values[query].sum(), leaf)
     channel = 1 if operator_of(source) == "conv2d" else leaf.dim() - 1
     return gradient.abs().movedim(channel, 0).flatten(1).sum(1) > 0
-
-
-def _mend(small: nn.Module, axes: Axes, keep: Keep, example: Any) -> None:
-    mends = list(dict.fromkeys(_proposals(small, axes, keep)))
-    if example is None:
-        _apply(small, mends)
-        return
-    failure: Exception | None = None
-    for chosen in _subsets(mends):
-        old = _apply(small, chosen)
-        try:
-            _try(small, axes, example)
-            return
-        except Exception as error:  # the user's forward may raise anything at a wrong size
-            failure = error
-            _apply(small, old)
-    where = ", ".join(f"{path or 'the model'}.{name}" for path, name, _ in mends) or "no attribute"
-    reason = str(failure).splitlines()[0] if failure else ""
-    raise ModelError(
-        f"{type(small).__name__} does not run at its new sizes ({reason}); tried to set {where}. Keep sizes "
-        "that forward uses in attributes of the module that uses them, or add the group to skip=.",
-        code="prune-unmendable",
-    ) from failure
-
-
-def _subsets(mends: list[Mend]) -> Iterator[list[Mend]]:
-    """All of them where they agree, then every way to choose where one attribute has several proposals."""
-    by_place: dict[tuple[str, str], list[Mend]] = {}
-    for mend in mends:
-        by_place.setdefault(mend[:2], []).append(mend)
-    for count, chosen in enumerate(itertools.product(*by_place.values())):
-        if count == 64:
-            return
-        yield list(chosen)
-
-
-def _try(small: nn.Module, axes: Axes, example: Any) -> None:
-    inputs = example if isinstance(example, tuple) else (example,)
-    was = small.training
-    small.eval()
-    try:
-        with torch.no_grad(), quiet():
-            out = small(*inputs)
-    finally:
-        small.train(was)
-    first = out if isinstance(out, Tensor) else next(iter(_leaves(out)))
-    node = next(iter(axes.traced.graph.find_nodes(op="output"))).args[0][0]
-    if tuple(first.shape[1:]) != shape_of(node.meta["val"])[1:]:
-        raise ValueError(f"its output has shape {tuple(first.shape)}")
-
-
-def _leaves(value: Any) -> list[Tensor]:
-    return [x for x in torch.utils._pytree.tree_leaves(value) if isinstance(x, Tensor)]
-
-
-def _apply(small: nn.Module, mends: list[Mend]) -> list[Mend]:
-    """Set attributes; returns the list that sets them back."""
-    old = []
-    for path, name, value in mends:
-        module = small.get_submodule(path)
-        old.append((path, name, getattr(module, name)))
-        setattr(module, name, value)
-    return old
-
-
-def _proposals(small: nn.Module, axes: Axes, keep: Keep) -> Iterator[Mend]:
-    alive = axes.alive(keep)
-    modules = dict(small.named_modules())
-    for node in axes.traced.graph.nodes:
-        if node.op != "call_function":
-            continue
-        before, after = _sizes(node, axes, alive)
-        if before != after:
-            yield from _attributes(modules, owner_of(node), before, after)
-
-
-def _sizes(node: Call, axes: Axes, alive: Any) -> tuple[list[int], list[int]]:
-    """The numbers in a call that are sizes, as they were and as they have to be."""
-    operator = operator_of(node)
-    if operator in _SIZED:
-        return list(shape_of(node.meta["val"])), list(axes.shape(node, alive))
-    if operator == "split_with_sizes":
-        sizes = [int(s) for s in node.args[1]]  # type: ignore[union-attr]
-        return sizes, _kept_runs(node, axes, alive, sizes, dim=_dim(node, 2))
-    if operator == "slice":
-        return _slice_bounds(node, axes, alive)
-    if operator in ("constant_pad_nd", "pad"):
-        return _pad_amounts(node, axes, alive)
-    return [], []
-
-
-def _dim(node: Call, place: int) -> int:
-    dim = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
-    return int(dim)  # type: ignore[arg-type]
-
-
-def _kept_runs(node: Call, axes: Axes, alive: Any, sizes: list[int], *, dim: int) -> list[int]:
-    axis = axes.resolve(axes.axes_of(node.args[0])[dim])
-    if axis is None:
-        return sizes
-    stays = alive[axis].all(1)
-    return [int(part.sum()) for part in np.split(stays, np.cumsum(sizes)[:-1])]
-
-
-def _slice_bounds(node: Call, axes: Axes, alive: Any) -> tuple[list[int], list[int]]:
-    dim = _dim(node, 1)
-    size = shape_of(node.args[0].meta["val"])[dim]  # type: ignore[union-attr]
-    bounds = [b for b in node.args[2:4] if isinstance(b, int)]
-    bounds = [min(b % size if b < 0 else b, size) for b in bounds]
-    axis = axes.resolve(axes.axes_of(node.args[0])[dim])
-    if axis is None:
-        return [], []
-    stays = alive[axis].all(1)
-    return bounds, [int(stays[:b].sum()) for b in bounds]
-
-
-def _pad_amounts(node: Call, axes: Axes, alive: Any) -> tuple[list[int], list[int]]:
-    amounts = [int(a) for a in node.args[1]]  # type: ignore[union-attr]
-    out = list(amounts)
-    for back in range(1, len(amounts) // 2 + 1):
-        axis = axes.resolve(axes.axes_of(node)[-back])
-        before, after = amounts[2 * back - 2 : 2 * back]
-        if axis is not None and before + after:
-            stays = alive[axis].all(1)
-            out[2 * back - 2 : 2 * back] = [
-                int(stays[:before].sum()),
-                int(stays[len(stays) - after :].sum()),
-            ]
-    return amounts, out
-
-
-def _attributes(
-    modules: dict[str, nn.Module], owner: str, before: list[int], after: list[int]
-) -> Iterator[Mend]:
-    """Attributes of the calling module, or else of the nearest module around it, that hold the old sizes."""
-    path = owner
-    while True:
-        found = list(_matches(path, modules[path], before, after)) if path in modules else []
-        if found or not path:
-            yield from found
-            return
-        path = path.rpartition(".")[0]
-
-
-def _matches(path: str, module: nn.Module, before: list[int], after: list[int]) -> Iterator[Mend]:
-    changed = [(b, a) for b, a in zip(before, after, strict=True) if b != a]
-    for name, value in vars(module).items():
-        if name.startswith("_") or isinstance(value, bool):
-            continue
-        if isinstance(value, int):
-            yield from ((path, name, a) for b, a in changed if b == value)
-        elif isinstance(value, (tuple, list)) and value and all(type(v) is int for v in value):
-            for start in range(len(before) - len(value) + 1):
-                span = slice(start, start + len(value))
-                if before[span] == list(value) and after[span] != before[span]:
-                    yield path, name, type(value)(after[span])

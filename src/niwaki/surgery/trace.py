@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from niwaki.errors import ModelError
+from niwaki.surgery.inputs import arguments, evaluating, leaves, mapped
 
 Call = Any
 """An `fx.Node`, whose arguments torch types so widely that nothing can be read from them."""
@@ -29,6 +30,7 @@ class Traced:
         tensors: the tensor behind each placeholder that is a parameter, buffer or constant.
         names: that placeholder's name in the model (`layer1.0.conv1.weight`).
         batch: images in the traced example (what a dynamic batch counts as).
+        source: the same before it was made functional, in which dropout is still to be seen.
     """
 
     program: ExportedProgram
@@ -37,6 +39,7 @@ class Traced:
     batch: int
     dynamic: bool
     inputs: tuple[str, ...] = field(default=())
+    source: ExportedProgram | None = None
 
     @property
     def graph(self) -> fx.Graph:
@@ -45,41 +48,58 @@ class Traced:
         return graph
 
 
-def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Traced:
+def trace(model: nn.Module, example: Any) -> Traced:
     """The graph of `model` in eval mode. The model is left as it was.
 
     Args:
-        example: an input `[B, ...]`, or a tuple of inputs. A single image is doubled, so that the batch can
-            stay dynamic.
+        example: an input `[B, ...]`, a tuple of inputs, or a dict of inputs by name. A single image is
+            doubled, so that the batch can stay dynamic.
     Raises:
         ModelError: torch.export cannot follow the forward. [model-export]
     """
-    inputs = example if isinstance(example, tuple) else (example,)
-    inputs = tuple(_doubled(x) for x in inputs)
-    modes = {name: module.training for name, module in model.named_modules()}
-    model.eval()
-    try:
-        program, dynamic = _export(model, inputs)
-    finally:
-        for name, module in model.named_modules():
-            module.training = modes[name]
-    return _traced(program, inputs, dynamic)
+    example = mapped(example, _doubled)
+    with evaluating(model), _marked(model):
+        source, program, dynamic = _export(model, example)
+    return replace(_traced(program, leaves(example), dynamic), source=source)
 
 
 def _doubled(x: Any) -> Any:
     return torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim and x.shape[0] == 1 else x
 
 
-def _export(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[ExportedProgram, bool]:
-    shapes = tuple({0: Dim.DYNAMIC} if isinstance(x, Tensor) and x.ndim else None for x in inputs)
+def drop_rate(module: nn.Module) -> float | None:
+    """How often a stochastic-depth layer drops a whole image's branch in training; None for any other."""
+    if type(module).__name__ not in ("DropPath", "StochasticDepth"):
+        return None
+    rate = getattr(module, "drop_prob", getattr(module, "p", None))
+    return float(rate) if isinstance(rate, (int, float)) else None
+
+
+@contextlib.contextmanager
+def _marked(model: nn.Module) -> Any:
+    """Stochastic depth does nothing in eval mode and would leave no trace: each marks its place by a dropout
+    call that does nothing either."""
+    hooks = [
+        module.register_forward_hook(lambda _, args, out: torch.dropout(out, 0.0, False))
+        for module in model.modules()
+        if drop_rate(module)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _export(model: nn.Module, example: Any) -> tuple[ExportedProgram, ExportedProgram, bool]:
     failures: list[Exception] = []
-    for dynamic in (True, False):
+    args, kwargs = arguments(example)
+    free = mapped(example, lambda x: {0: Dim.DYNAMIC} if isinstance(x, Tensor) and x.ndim else None)
+    for shapes in (free, None):
         try:
             with quiet():
-                program = torch.export.export(
-                    model, inputs, dynamic_shapes=shapes if dynamic else None, strict=False
-                )
-                return program.run_decompositions({}), dynamic
+                program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+                return program, program.run_decompositions({}), shapes is not None
         except Exception as error:  # torch.export raises whatever the forward trips over
             failures.append(error)
     lines = str(failures[-1]).strip().splitlines() or [type(failures[-1]).__name__]
@@ -103,7 +123,7 @@ def quiet() -> Any:
         logging.disable(level)
 
 
-def _traced(program: ExportedProgram, inputs: tuple[Any, ...], dynamic: bool) -> Traced:
+def _traced(program: ExportedProgram, inputs: list[Any], dynamic: bool) -> Traced:
     signature = program.graph_signature
     names = {
         **signature.inputs_to_parameters,
