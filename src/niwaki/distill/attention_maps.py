@@ -39,8 +39,8 @@ def attention(
 ) -> nn.Module:
     """A copy in eval mode, trained so that its attention lies where the teacher's does; `loop.steps` says how.
 
-    A sample's loss is the task's plus `beta` times the Kullback-Leibler divergence of the teacher's maps from the
-    student's, averaged over queries. Maps are averaged over heads, so heads may differ in number and size.
+    A sample's loss is the task's plus `beta` times the Kullback-Leibler divergence of the teacher's maps from
+    the student's, averaged over queries. Maps are averaged over heads, so heads may differ in number and size.
     Found are calls of `scaled_dot_product_attention`, and softmax over the last axis of a 4-d tensor; not those
     inside `nn.MultiheadAttention`. Model and teacher are untouched.
 

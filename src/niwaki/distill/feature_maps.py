@@ -150,7 +150,7 @@ def _projections(
                 )
         if _rows(a).shape[1] != _rows(b).shape[1]:
             raise inside.incomparable(
-                f"{name} gives {inside.shapes([a])} and {other} of the teacher {inside.shapes([b])}: positions differ"
+                f"positions differ: {name} gives {inside.shapes([a])}, the teacher's {other} {inside.shapes([b])}"
             )
         widths = _rows(a).shape[2], _rows(b).shape[2]
         out.append(_drawn(*widths).to(a.device) if all_of and widths[0] != widths[1] else nn.Identity())
