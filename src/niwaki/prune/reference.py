@@ -28,7 +28,8 @@ view reshape _unsafe_view flatten unflatten squeeze unsqueeze permute transpose 
 repeat cat stack slice select narrow flip roll chunk split split_with_sizes tensor_split unbind
 clone contiguous detach alias to _to_copy pixel_shuffle pixel_unshuffle channel_shuffle
 native_channel_shuffle lift_fresh_copy index embedding constant_pad_nd pad swapaxes broadcast_to
-type_as reflection_pad2d replication_pad2d
+type_as reflection_pad2d replication_pad2d im2col unfold movedim tile repeat_interleave index_select
+gather take_along_dim slice_scatter
 """.split()  # noqa: SIM905
 _POINTWISE = """
 add sub mul div rsub pow maximum minimum where masked_fill relu relu6 silu gelu elu selu celu
@@ -36,7 +37,7 @@ hardswish hardsigmoid hardtanh leaky_relu sigmoid tanh softplus mish exp log sqr
 square reciprocal sin cos erf clamp clamp_min clamp_max dropout lerp prelu eq ne lt le gt ge
 logical_not logical_and logical_or zeros_like ones_like full_like log_sigmoid floor ceil round sign
 addcmul addcdiv expm1 log1p exp2 log2 threshold softsign atan2 tan positive remainder fmod
-nan_to_num feature_dropout bitwise_not isnan cumsum copy
+nan_to_num feature_dropout bitwise_not isnan copy
 """.split()  # noqa: SIM905
 _WINDOWS = """
 max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
@@ -46,6 +47,9 @@ upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_trili
 """.split()  # noqa: SIM905
 _REDUCE = """
 mean sum amax amin var std var_mean prod logsumexp norm linalg_vector_norm
+""".split()  # noqa: SIM905
+_CHECKS = """
+_assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range_for_size
 """.split()  # noqa: SIM905
 _WEIGHTED = """
 linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
@@ -102,9 +106,9 @@ def _call(node: Call, values: dict[Call, Any]) -> Any:
         return values[node.args[0]][node.args[1]]  # type: ignore[index]
     name = str(getattr(getattr(node.target, "overloadpacket", None), "__name__", node.target))
     live = _lives(node, values)
-    if not live:
-        return _plain(node, values)
-    if all(bool(mask.all()) for _, mask in live):
+    if name in _CHECKS:
+        return None
+    if not live or all(bool(mask.all()) for _, mask in live):
         return _plain(node, values)
     for names, rule in _KINDS:
         if name in names:
@@ -149,20 +153,29 @@ def _move(node: Call, values: dict[Call, Any], name: str) -> Any:
     out = _target(node)(*_values(node.args, values), **_values(node.kwargs, values))
     args = list(_values(node.args, values, lambda x: x[1]))
     kwargs = dict(_values(node.kwargs, values, lambda x: x[1]))
-    if name in ("index", "embedding"):  # what picks is a value, what is picked has the mask
-        args[1] = _values(node.args[1], values)
+    picks = {"index": 1, "embedding": 1, "index_select": 2, "gather": 2, "take_along_dim": 1}.get(name)
+    if picks is not None:  # what picks is a value, what is picked has the mask
+        args[picks] = _values(node.args[picks], values)
     if "pad" in name:
         masks = _padded_mask(node, args)
     elif name in ("to", "_to_copy", "type_as"):
         masks = args[0]
+    elif name == "im2col":  # its padding is alive; it takes no booleans
+        masks = _target(node)((~args[0]).float(), *args[1:], **kwargs) < 0.5
     else:
         masks = _target(node)(*args, **kwargs)
     return _spread(out, masks)
 
 
 def _padded_mask(node: Call, args: list[Any]) -> Tensor:
+    """Padding is alive wherever something alive is padded."""
+    mask: Tensor = args[0]
     amounts = [int(a) for a in args[1]]
-    return torch.nn.functional.pad(args[0].float(), amounts, value=1.0) > 0.5
+    out = torch.nn.functional.pad(mask.float(), amounts, value=1.0) > 0.5
+    for back in range(1, len(amounts) // 2 + 1):
+        if any(amounts[2 * back - 2 : 2 * back]):
+            mask = mask.any(-back, keepdim=True)
+    return out & mask
 
 
 def _pointwise(node: Call, values: dict[Call, Any], name: str) -> Any:
@@ -173,6 +186,22 @@ def _pointwise(node: Call, values: dict[Call, Any], name: str) -> Any:
             own = own.view(-1, *[1] * (out.dim() - 2))
         mask = mask & own
     return out, mask
+
+
+def _glu(node: Call, values: dict[Call, Any], name: str) -> Any:
+    """Half of an axis times the sigmoid of the other half: alive where both are."""
+    out = _target(node)(*_values(node.args, values), **_values(node.kwargs, values))
+    dim = int(node.args[1]) if len(node.args) > 1 else -1  # type: ignore[arg-type]
+    first, second = values[node.args[0]][1].chunk(2, dim)  # type: ignore[index]
+    return out, first & second
+
+
+def _positional(node: Call, values: dict[Call, Any], name: str) -> Any:
+    """Calls whose result depends on places along an axis, which must be alive alike throughout."""
+    mask = values[node.args[0]][1]  # type: ignore[index]
+    dim = int(node.args[1])  # type: ignore[arg-type]
+    _demand(_even(mask, dim), node, "an axis whose places count")
+    return _target(node)(*_values(node.args, values), **_values(node.kwargs, values)), mask
 
 
 def _batch_norm(node: Call, values: dict[Call, Any], name: str) -> Any:
@@ -317,7 +346,8 @@ def _along(node: Call, values: dict[Call, Any], name: str) -> Any:
 
 def _reduce(node: Call, values: dict[Call, Any], name: str) -> Any:
     value, mask = values[node.args[0]]  # type: ignore[index]
-    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    place = 2 if "norm" in name else 1  # an order comes first
+    dims = node.args[place] if len(node.args) > place else node.kwargs.get("dim")
     dims = list(range(value.dim())) if dims in (None, []) else [dims] if isinstance(dims, int) else list(dims)  # type: ignore[arg-type]
     dims = [d % value.dim() for d in dims]
     small, _ = _gathered(node, values, [d for d in dims if not _even(mask, d)])
@@ -340,6 +370,8 @@ _KINDS: tuple[tuple[Sequence[str], Callable[..., Any]], ...] = (
     (("matmul", "mm", "bmm", "einsum"), _matmul),
     (("addmm", "baddbmm"), _addmm),
     (("scaled_dot_product_attention",), _attention),
+    (("glu",), _glu),
+    (("cumsum", "cumprod"), _positional),
     (_WINDOWS, _window),
     (_REDUCE, _reduce),
     (("batch_norm", "_native_batch_norm_legit_no_training", "instance_norm"), _batch_norm),

@@ -6,7 +6,7 @@ mish log_sigmoid logit exp exp2 log log2 log1p expm1 sqrt rsqrt abs neg sign squ
 cos tan erf floor ceil round clamp clamp_min clamp_max clone contiguous detach alias to _to_copy
 dropout feature_dropout alpha_dropout lift_fresh_copy softmax _softmax log_softmax _log_softmax
 logical_not bitwise_not threshold softsign hardshrink softshrink tanhshrink nan_to_num isnan
-zeros_like ones_like full_like rand_like type_as _safe_softmax cumsum silu_ relu_ hardswish_ detach_
+zeros_like ones_like full_like rand_like type_as _safe_softmax silu_ relu_ hardswish_ detach_
 _assert_tensor_metadata positive empty_like fill to_copy
 """.split()  # noqa: SIM905
 ELEMENTWISE = """
@@ -14,7 +14,7 @@ add sub mul div rsub pow maximum minimum where masked_fill eq ne lt le gt ge log
 addcmul addcdiv lerp prelu fmod remainder atan2 copysign bitwise_and bitwise_or __and__ __or__ copy
 """.split()  # noqa: SIM905
 REDUCE = """
-mean sum amax amin var std var_mean prod logsumexp norm linalg_vector_norm argmax argmin any all
+mean sum amax amin var std var_mean prod logsumexp norm linalg_vector_norm any all
 """.split()  # noqa: SIM905
 POOL = """
 max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d
@@ -24,6 +24,14 @@ _upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_trilinear3d _upsample_ne
 """.split()  # noqa: SIM905
 VIEW = """
 view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as
+""".split()  # noqa: SIM905
+ORDERED = ("norm", "linalg_vector_norm")
+"""Reductions whose first argument is an order; the axes come after it."""
+POSITIONAL = """
+argmax argmin cumsum cumprod tril triu
+""".split()  # noqa: SIM905
+TAKE = """
+index_select gather take_along_dim
 """.split()  # noqa: SIM905
 CONSTANT = """
 arange zeros ones full linspace new_zeros new_ones new_full new_empty empty scalar_tensor eye rand

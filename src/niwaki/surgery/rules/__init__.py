@@ -12,18 +12,42 @@ from typing import TYPE_CHECKING, Any
 
 from niwaki.surgery import operators
 from niwaki.surgery.rules.calls import Rows, operator_of, sizes_of, unknown
-from niwaki.surgery.rules.parts import embedding, index, pad, pieces, select, slice_, unbind
-from niwaki.surgery.rules.pointwise import channel_norm, elementwise, group_norm, last_norm, pool, reduce, same
+from niwaki.surgery.rules.parts import (
+    embedding,
+    gated,
+    index,
+    pad,
+    pieces,
+    select,
+    slice_,
+    slice_scatter,
+    take,
+    unbind,
+    windows,
+)
+from niwaki.surgery.rules.pointwise import (
+    channel_norm,
+    elementwise,
+    group_norm,
+    last_norm,
+    pool,
+    positional,
+    reduce,
+    same,
+)
 from niwaki.surgery.rules.products import addmm, attention, convolution, einsum, linear, matmul
 from niwaki.surgery.rules.shapes import (
     cat,
     channel_shuffle,
     expand,
     flip,
+    movedim,
     permute,
     pixel_shuffle,
     pixel_unshuffle,
     repeat,
+    repeat_interleave,
+    roll,
     stack,
     transpose,
     unfold,
@@ -69,7 +93,16 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training", "instance_norm"), channel_norm),
     "scaled_dot_product_attention": attention,
     "group_norm": group_norm,
+    **dict.fromkeys(operators.POSITIONAL, positional),
+    **dict.fromkeys(operators.TAKE, take),
     "unbind": unbind,
+    "slice_scatter": slice_scatter,
+    "unfold": windows,
+    "glu": gated,
+    "roll": roll,
+    "movedim": movedim,
+    "tile": repeat,
+    "repeat_interleave": repeat_interleave,
     "permute": permute,
     "repeat": repeat,
     "cat": cat,

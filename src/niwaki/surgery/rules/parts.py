@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from niwaki.surgery.rules.calls import Rows, argument, axes_of, sizes_of
+from niwaki.surgery.rules.calls import Rows, argument, axes_of, operator_of, sizes_of
 from niwaki.surgery.rules.shapes import join
 from niwaki.surgery.trace import Call, shape_of
 
@@ -107,3 +107,63 @@ def index(walk: Walk, node: Call) -> Rows:
     together = picked == list(range(picked[0], picked[-1] + 1))
     before = picked[0] if together else 0
     return [*rest[:before], *[None] * rank, *rest[before:]]
+
+
+def take(walk: Walk, node: Call) -> Rows:
+    """index_select, gather, take_along_dim and their like: the axis picked from stays whole, others pass."""
+    axes = axes_of(walk, node.args[0])
+    dim = int(argument(node, 1, "dim", 0)) % max(1, len(axes))
+    walk.atoms.keep(axes[dim])
+    picks = axes_of(walk, node.args[2])
+    if len(picks) != len(axes) or operator_of(node) == "index_select":
+        return [None if d == dim else axis for d, axis in enumerate(axes)]
+    for d, pick in enumerate(picks):
+        for axis in (pick, axes[d]):
+            walk.atoms.keep(axis)
+    return [None] * len(sizes_of(node))
+
+
+def windows(walk: Walk, node: Call) -> Rows:
+    """unfold: windows of one axis, which stays whole, on a new last axis."""
+    axes = list(axes_of(walk, node.args[0]))
+    dim = int(node.args[1]) % len(axes)
+    walk.atoms.keep(axes[dim])
+    axes[dim] = None
+    return [*axes, None]
+
+
+def gated(walk: Walk, node: Call) -> Rows:
+    """glu: the first half of an axis times the sigmoid of the second."""
+    axes = list(axes_of(walk, node.args[0]))
+    dim = int(argument(node, 1, "dim", -1)) % len(axes)
+    whole = walk.atoms.resolve(axes[dim])
+    if whole is not None:
+        half = len(whole) // 2
+        walk.atoms.tie(whole[:half], whole[half:])
+        axes[dim] = walk.atoms.resolve(whole[:half])
+    return axes
+
+
+def slice_scatter(walk: Walk, node: Call) -> Rows:
+    """A range of an axis written over with another tensor's elements; the other axes are tied."""
+    x, source = node.args[0], node.args[1]
+    out, new = list(axes_of(walk, x)), axes_of(walk, source)
+    dim = int(argument(node, 2, "dim", 0)) % len(out)
+    start, end, step = (argument(node, p, n) for p, n in ((3, "start"), (4, "end"), (5, "step")))
+    for d, axis in enumerate(new):
+        if d != dim:
+            walk.atoms.tie(out[d], axis)
+    size = sizes_of(x)[dim]
+    if sizes_of(source)[dim] == size:
+        out[dim] = walk.atoms.resolve(new[dim])
+        return out
+    if step not in (None, 1) or not all(b is None or isinstance(b, int) for b in (start, end)):
+        walk.atoms.keep(out[dim])
+        walk.atoms.keep(new[dim])
+        return out
+    first, last, _ = slice(start, end).indices(size)
+    old, written = walk.atoms.resolve(out[dim]), walk.atoms.resolve(new[dim])
+    before, after = (None, None) if old is None else (old[:first], old[last:])
+    parts = [(first, before), (last - first, written), (size - last, after)]
+    out[dim] = join([(n, axis) for n, axis in parts if n])
+    return out

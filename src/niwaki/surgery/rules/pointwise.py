@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from niwaki.surgery.rules.calls import Rows, argument, axes_of, sizes_of
+from niwaki.surgery import operators
+from niwaki.surgery.rules.calls import Rows, argument, axes_of, operator_of, sizes_of
 from niwaki.surgery.trace import Call, shape_of
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def pool(walk: Walk, node: Call) -> Any:
 def reduce(walk: Walk, node: Call) -> Any:
     """mean, sum, amax, var, ...: over a pruned axis the kept elements are what is reduced."""
     axes = axes_of(walk, node.args[0])
-    dims = argument(node, 1, "dim")
+    dims = argument(node, 2 if operator_of(node) in operators.ORDERED else 1, "dim")
     dims = range(len(axes)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     gone = {d % len(axes) for d in dims} if axes else set()
     value = node.meta["val"]
@@ -92,3 +93,18 @@ def reduce(walk: Walk, node: Call) -> Any:
     else:
         out = [axis for d, axis in enumerate(axes) if d not in gone]
     return [out, list(out)] if isinstance(value, (tuple, list)) else out
+
+
+def positional(walk: Walk, node: Call) -> Any:
+    """Results that depend on the places along an axis (argmax, cumsum, triangles): it stays whole."""
+    axes = axes_of(walk, node.args[0])
+    for d in _ordered(node, len(axes)):
+        walk.atoms.keep(axes[d])
+    return reduce(walk, node) if operator_of(node) in ("argmax", "argmin") else list(axes)
+
+
+def _ordered(node: Call, rank: int) -> list[int]:
+    if operator_of(node) in ("tril", "triu"):
+        return [rank - 2, rank - 1]
+    dim = argument(node, 1, "dim")
+    return list(range(rank)) if dim is None else [int(dim) % rank]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from niwaki.surgery.atoms import Atoms, Axis
-from niwaki.surgery.rules.calls import Rows, argument, axes_of, sizes_of
+from niwaki.surgery.rules.calls import Rows, argument, axes_of, sizes_of, unknown
 from niwaki.surgery.trace import Call
 
 if TYPE_CHECKING:
@@ -168,3 +168,32 @@ def flip(walk: Walk, node: Call) -> Rows:
         axis = walk.atoms.resolve(out[d])
         out[d] = None if axis is None else axis[::-1]
     return out
+
+
+def roll(walk: Walk, node: Call) -> Rows:
+    """Axes turned round by fixed shifts: the turned ones stay whole."""
+    axes = list(axes_of(walk, node.args[0]))
+    dims = list(argument(node, 2, "dims", ()) or range(len(axes)))
+    for d in dims:
+        walk.atoms.keep(axes[d])
+    return axes
+
+
+def movedim(walk: Walk, node: Call) -> Rows:
+    """Some axes moved to other places, the others in order."""
+    axes = axes_of(walk, node.args[0])
+    given = [[d] if isinstance(d, int) else list(d) for d in node.args[1:3]]
+    source, target = ([d % len(axes) for d in dims] for dims in given)
+    moved = dict(zip(target, source, strict=True))
+    rest = iter(d for d in range(len(axes)) if d not in source)
+    return [axes[moved[d] if d in moved else next(rest)] for d in range(len(axes))]
+
+
+def repeat_interleave(walk: Walk, node: Call) -> Rows:
+    """Each index of one axis several times in a row."""
+    axes = list(axes_of(walk, node.args[0]))
+    times, dim = argument(node, 1, "repeats"), argument(node, 2, "dim")
+    if not isinstance(times, int) or not isinstance(dim, int):
+        return unknown(walk, node)  # type: ignore[no-any-return]
+    axes[dim] = walk.atoms.merge([(sizes_of(node.args[0])[dim], axes[dim]), (times, None)])
+    return axes
