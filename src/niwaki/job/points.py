@@ -53,9 +53,10 @@ class Point:
 
 
 def point(work: Work, base: Baseline, widths: Widths, name: str, found: Found) -> Point:
-    """A point made real: pruned with proof, recovered, exported, scored and timed."""
+    """A point made real: pruned with proof, compensated, recovered, exported, scored and timed."""
     pruned, proof = _pruned(work, base, widths, name, found)
     found = replace(found, keep=proof["keep"], cost=widths.axes.cost(proof["keep"]))
+    pruned, compensation = _compensated(work, base, widths, name, pruned, found)
     changed = found.keep or prune_step(work) is None
     model = _recovered(work, base, name, pruned) if changed else pruned
     scores = {
@@ -63,7 +64,8 @@ def point(work: Work, base: Baseline, widths: Widths, name: str, found: Found) -
         "distilled": measure.module_scores(work, f"{name}-distilled", model),
     }
     artifact = work.folder.path / "points" / f"{name}.niwaki"
-    stage.save(work, artifact, model, extra={"widths": found.keep, "proof_error": proof["error"]})
+    facts = {"widths": found.keep, "proof_error": proof["error"], "compensation": compensation}
+    stage.save(work, artifact, model, extra=facts)
     scores["int8"] = measure.file_scores(work, f"{name}-int8", export_path(artifact, "int8"))
     judged = _judge(work, base, widths, name, found, artifact, scores)
     return Point(
@@ -96,6 +98,36 @@ def _pruned(
     if "small" not in made:
         made["small"] = surgery.shrink(base.model, widths.axes, proof["keep"], example=widths.example)
     return made["small"].eval(), proof
+
+
+def _compensated(
+    work: Work, base: Baseline, widths: Widths, name: str, pruned: nn.Module, found: Found
+) -> tuple[nn.Module, dict[str, Any] | None]:
+    """The pruned model fitted to the original's outputs, after its proof, if the plan asks for it; and how."""
+    if widths.compensate == "none" or not found.keep:
+        return pruned, None
+    made: dict[str, nn.Module] = {}
+
+    def make() -> dict[str, Any]:
+        device = next(base.model.parameters()).device
+        images = prune.calibration(work.calib, work.spec, device=device)
+        done = prune.compensate(
+            base.model, pruned, widths.axes, found.keep, inputs=images, how=widths.compensate
+        )
+        made["model"] = done.model
+        return done.to_json()
+
+    def model() -> nn.Module:
+        if "model" not in made:
+            make()
+        return made["model"]
+
+    facts: dict[str, Any] = work.folder.once(f"{name}-compensation", make)
+    work.folder.note(
+        f"pruned networks were compensated without training ({facts['how']}, {facts['images']} images) after "
+        "their proof: what is called pruned here includes it"
+    )
+    return work.folder.weights(f"{name}-compensated", lambda: copy.deepcopy(pruned), model), facts
 
 
 def _recovered(work: Work, base: Baseline, name: str, pruned: nn.Module) -> nn.Module:

@@ -42,6 +42,7 @@ class Widths:
         self.scores = self._scored(self.knobs.pop("score"), self.knobs.pop("normalise"))
         self.ratio = self.knobs.pop("ratio")
         self.multiple = self.knobs.pop("multiple")
+        self.compensate: str = self.knobs.pop("compensate")
         self.slower = 0
         self.baseline = self.axes.cost({}).with_(bytes=work.folder.bytes_of(exports["float32"]))
 

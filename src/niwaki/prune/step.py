@@ -237,6 +237,9 @@ def channels(
         PlanError: a knob is out of range, or a score lacks its images. [prune-score, prune-evidence, ...]
         ModelError: the model cannot be exported or cut. ParityError: the proof fails. [prune-proof]
     """
+    images = None
+    if compensate != "none":
+        images = calibration(calib, spec, device=next(model.parameters()).device)
     axes = analyse(model, example)
     evidence = scores.evidence_for(score, model, axes, task=task, spec=spec, samples=calib)
     keep = choose(
@@ -251,7 +254,6 @@ def channels(
         keep=widths,
     )
     made = cut(model, axes, keep, example=example)
-    if compensate == "none":
+    if images is None:
         return made.model
-    images = calibration(calib, spec, device=next(model.parameters()).device)
     return compensated(model, made.model, axes, made.keep, inputs=images, how=compensate).model
