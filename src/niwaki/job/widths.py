@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +13,28 @@ import torch
 from niwaki import files, prune, runtimes, search, surgery
 from niwaki.cost import Cost
 from niwaki.job import measure
+from niwaki.prune.sensitivity import SHARES, sensitivity
 from niwaki.search import Found, Keep
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from niwaki.data import Samples
     from niwaki.job.work import Work
     from niwaki.plan import Step
 
 _NEAR = 0.04
 """A quick timing this close to what was asked is repeated at full length before it decides."""
+_QUIET = 0.3
+"""So is one with fewer undisturbed rounds than this share."""
 _GIVE_UP = 2
 """int8 is not exported any more once it was slower than float for so many candidates: the thinner a network,
 the less it gains."""
+_SENSED = (32, 256)
+"""Images of val that sensitivities are taken on, at least and at most; ..."""
+_SENSED_MACS = 1e12
+"""... so that all passes together count about so many multiply-adds: a minute or so on one core."""
+_BATCH = 64
 _CALIB = 32
 """Images that a candidate is calibrated on; how long it takes does not depend on them."""
 
@@ -40,9 +49,11 @@ class Widths:
         self.axes = surgery.analyse(model, self.example)
         self.knobs = _knobs(prune_step(work))
         self.scores = self._scored(self.knobs.pop("score"), self.knobs.pop("normalise"))
+        self.each = self.knobs["scope"] == search.SENSITIVITY
+        self.knobs["scope"] = "local" if self.each else self.knobs["scope"]
+        self.compensate: str = self.knobs.pop("compensate")
         self.ratio = self.knobs.pop("ratio")
         self.multiple = self.knobs.pop("multiple")
-        self.compensate: str = self.knobs.pop("compensate")
         self.slower = 0
         self.baseline = self.axes.cost({}).with_(bytes=work.folder.bytes_of(exports["float32"]))
 
@@ -68,7 +79,13 @@ class Widths:
         if self.ratio is not None:
             return self._found(self._cut(self.ratio), self.multiple or 1)
         self.baseline = self.baseline.with_(ms=baseline_ms)
-        found = search.meet(
+        found = self._allocated(precisions) if self.each else self._met(precisions)
+        shutil.rmtree(self.work.folder.stage("candidates"), ignore_errors=True)
+        return found
+
+    def _met(self, precisions: Sequence[str]) -> Found:
+        """One ratio for all groups."""
+        return search.meet(
             self.work.budget,
             axes=self.axes,
             scores=self.scores,
@@ -77,13 +94,27 @@ class Widths:
             multiples=(self.multiple,) if self.multiple else search.MULTIPLES,
             **self.knobs,
         )
-        shutil.rmtree(self.work.folder.stage("candidates"), ignore_errors=True)
-        return found
+
+    def _allocated(self, precisions: Sequence[str]) -> Found:
+        """A width for each group, by what it costs and what it loses on val."""
+        return search.allocate(
+            self.work.budget,
+            axes=self.axes,
+            scores=self.scores,
+            baseline=self.baseline,
+            measure=lambda keep: self._ask(keep, precisions),
+            probe=lambda keep: self._probe(keep, precisions),
+            losses=self._losses,
+            multiple=self.multiple,
+            **self.knobs,
+        )
 
     def milder(self, found: Found, share: float) -> Found:
         """Widths with that share of the removed multiply-adds given back."""
         full, small = self.baseline.macs or 0, found.cost.macs or 0
         limit = small + share * (full - small)
+        if self.each:
+            return search.along(found, axes=self.axes, scores=self.scores, macs=limit)
         return search.widest(
             self.axes, self.scores, kind="macs", limit=limit, multiple=found.multiple, **self.knobs
         )
@@ -109,6 +140,24 @@ class Widths:
         size = self.work.folder.journal.decide(key, lambda: self._export(keep, precision).stat().st_size)
         return self.work.budget.got(Cost(bytes=int(size)), self.baseline)
 
+    def _probe(self, keep: Keep, precisions: Sequence[str]) -> float:
+        """`_ask` for the table of costs: in one precision, the fastest of the uncompressed network."""
+        if self.work.budget.kind != "latency":
+            return self._ask(keep, precisions)
+        return self._latency(keep, min(precisions, key=lambda precision: self._latency({}, precision)))
+
+    def _losses(self, levels: dict[str, list[int]]) -> dict[str, list[float]]:
+        """What each group loses at each of its widths, on images of val."""
+        key = f"sensitivity:{_digest(levels)}"
+        passes = 1 + len(SHARES) * len(levels)
+        most = _SENSED_MACS / (passes * max(1, self.baseline.macs or 1))
+        images = int(min(max(most, _SENSED[0]), _SENSED[1]))
+        loss = _loss_on(self.work, self.work.data.val.take(images, seed=self.work.arguments.seed))
+        found: dict[str, list[float]] = self.work.folder.journal.decide(
+            key, lambda: sensitivity(self.model, self.axes, self.scores, levels, loss=loss)
+        )
+        return found
+
     def _latency(self, keep: Keep, precision: str) -> float:
         key = f"latency:{precision}:{_digest(keep)}"
         decided = self.work.folder.journal.decide(key, lambda: self._time(keep, precision))
@@ -123,7 +172,7 @@ class Widths:
         for seconds in (measure.QUICK, measure.FULL):
             timed = measure.interleaved(self.work, paths, seconds=seconds)["candidate"]
             got = measure.got(self.work.budget, Cost(ms=timed["ms"]), self.baseline, timed)
-            if abs(got / asked - 1) > _NEAR:
+            if abs(got / asked - 1) > _NEAR and timed["quiet"] >= _QUIET:
                 break
         return got
 
@@ -163,5 +212,21 @@ def _knobs(item: Step | None) -> dict[str, Any]:
     return knobs
 
 
-def _digest(keep: Keep) -> str:
+def _loss_on(work: Work, samples: Samples) -> Callable[[nn.Module], float]:
+    """The mean loss of a model on these images."""
+    pixels = samples.batch(range(len(samples)), work.spec)
+    labels = torch.from_numpy(samples.labels)
+
+    @torch.no_grad()
+    def loss(model: nn.Module) -> float:
+        total = 0.0
+        for first in range(0, len(labels), _BATCH):
+            inputs = torch.from_numpy(work.spec.normalise(pixels[first : first + _BATCH]))
+            total += float(work.task.loss(model(inputs), labels[first : first + _BATCH]).sum())
+        return total / len(labels)
+
+    return loss
+
+
+def _digest(keep: Any) -> str:
     return hashlib.sha256(files.dump_json(keep)).hexdigest()[:16]

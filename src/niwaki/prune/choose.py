@@ -152,7 +152,11 @@ def _check(axes: Axes, ratios: Sequence[float], scope: str, keep: Mapping[str, i
                 code="prune-ratio",
             )
     if scope not in SCOPES:
-        raise PlanError(f"prune: scope must be one of {', '.join(SCOPES)}, got {scope!r}.", code="prune-scope")
+        raise PlanError(
+            f"prune: scope must be one of {', '.join(SCOPES)}, got {scope!r}; 'sensitivity' needs a budget and "
+            "labelled images: niwaki fit, or search.allocate.",
+            code="prune-scope",
+        )
     unknown = set(keep) - {group.name for group in axes.groups}
     if unknown:
         raise PlanError(

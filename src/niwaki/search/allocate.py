@@ -18,6 +18,8 @@ from niwaki.search import knapsack, table
 from niwaki.search.budget import MARGIN, WITHIN, Found, Keep, Scores, unreachable
 from niwaki.search.counts import Counts, Widths
 
+SENSITIVITY = "sensitivity"
+"""The scope of `prune.channels` by which `niwaki fit` allocates."""
 CHECKS = 5
 """Real files asked after the table: the first, and corrections."""
 DOWN = 4
@@ -67,6 +69,30 @@ def allocate(
     if measure is None:
         raise TypeError(f"search.allocate: a {budget.kind} budget needs measure=.")
     return _measured(space, budget, measure, probe or measure, losses or space.by_scores, probes, multiple)
+
+
+def along(found: Found, *, axes: Any, scores: Scores, macs: float) -> Found:
+    """The widest network within `macs` whose groups lose channels in the proportions of `found`."""
+    from niwaki import prune
+
+    sizes = {name: len(scores[name]) for name in found.keep}
+
+    def at(part: float) -> Keep:
+        """`found` at 1, the whole network at 0; beyond 1 each group loses more, but never all."""
+        keep: Keep = {}
+        for name, kept in found.keep.items():
+            width = sizes[name] - part * (sizes[name] - len(kept))
+            width = max(round(width / found.multiple) * found.multiple, min(len(kept), found.multiple))
+            if width < sizes[name]:
+                keep[name] = prune.best(scores[name], width)
+        return keep
+
+    low, high = 0.0, 2.0
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (low, middle) if (axes.cost(at(middle)).macs or 0) <= macs else (middle, high)
+    cost = axes.cost(at(high))
+    return Found(keep=at(high), cost=cost, got=float(cost.macs or 0), multiple=found.multiple)
 
 
 class _Space:
@@ -137,7 +163,8 @@ def _counted(
     tried: list[Found] = []
     for fine in FINE:
         levels = space.fine(multiple, fine)
-        widths = knapsack.within(cost, levels, losses(levels), budget.limit(baseline))
+        limit = budget.limit(baseline)
+        widths = knapsack.within(cost, levels, losses(levels), limit, low=limit * (1 - WITHIN))
         if widths is not None:
             measure = _share_of(space, budget, baseline)
             tried.append(_found(space, widths, multiple or 1, measure))
@@ -210,7 +237,8 @@ def _new(
     """The best widths within the aim; where they were tried already, within a little less or more."""
     for nudge in range(NUDGES):
         change = NUDGE * nudge * (-1 if down else 1)
-        widths = knapsack.within(costs.cost, levels, lost, aim * (1 + change))
+        limit = aim * (1 + change)
+        widths = knapsack.within(costs.cost, levels, lost, limit, low=limit * (1 - WITHIN / 2))
         if widths is None:
             return None
         if costs.cost(widths) not in known:

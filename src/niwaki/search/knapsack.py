@@ -25,6 +25,8 @@ Losses = Mapping[str, Sequence[float]]
 """What each of those widths loses."""
 
 BINS = 2000
+_PAIRS = 200
+"""Pairs of changes whose true cost is asked."""
 _ROUNDS = 6
 """Rounds of solving around the last solution; more changed nothing in any network tried."""
 
@@ -84,10 +86,14 @@ def _add(best: Floats, steps: npt.NDArray[np.int64], losses: Floats) -> tuple[Fl
     return after, taken
 
 
-def within(cost: Callable[[Widths], float], levels: Levels, losses: Losses, limit: float) -> Widths | None:
+def within(
+    cost: Callable[[Widths], float], levels: Levels, losses: Losses, limit: float, *, low: float = 0.0
+) -> Widths | None:
     """Widths of least summed loss whose cost is at most `limit`; None where even the narrowest cost more.
 
     Args:
+        low: what the cost should reach; a choice below it is changed in two groups to get there, at the least
+            loss, as losses are estimates and a budget is there to be used.
         cost: of a network of these widths; need not be a sum over groups, but wider never costs less.
         levels, losses: the widths that each group may take, rising, and what each loses.
     """
@@ -107,7 +113,31 @@ def within(cost: Callable[[Widths], float], levels: Levels, losses: Losses, limi
         if new == at:
             break
         at = new
-    return found
+    return found if cost(found) >= low else _used(cost, levels, losses, (low, limit), found)
+
+
+def _used(
+    cost: Callable[[Widths], float],
+    levels: Levels,
+    losses: Losses,
+    window: tuple[float, float],
+    widths: Widths,
+) -> Widths:
+    """The widths with two groups changed so that the cost lies in the window; as they are where none does."""
+    here = cost(widths)
+    moves = [(name, w) for name, own in levels.items() for w in own if w != widths[name]]
+    extra = np.array([cost({**widths, name: w}) - here for name, w in moves])
+    worse = np.array([_loss({**widths, name: w}, levels, losses) for name, w in moves])
+    both = here + extra[:, None] + extra  # where the two groups meet in a layer, only about
+    slack = 0.02 * window[1]
+    first, second = np.nonzero(np.triu((both >= window[0] - slack) & (both <= window[1] + slack), 1))
+    order = np.argsort(worse[first] + worse[second], kind="stable")[:_PAIRS]
+    for i, j in zip(first[order].tolist(), second[order].tolist(), strict=True):
+        if moves[i][0] != moves[j][0]:
+            trial = {**widths, moves[i][0]: moves[i][1], moves[j][0]: moves[j][1]}
+            if window[0] <= cost(trial) <= window[1]:
+                return trial
+    return widths
 
 
 def _loss(widths: Widths, levels: Levels, losses: Losses) -> float:
