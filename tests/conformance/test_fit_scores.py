@@ -1,0 +1,77 @@
+"""The main job with a score made from data, by a plan in TOML: met, recorded, and resumed to the same bits."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from niwaki import job
+from niwaki.artifact import Artifact
+from niwaki.plan import Plan
+
+pytestmark = pytest.mark.slow
+
+PLAN = """
+[[step]]
+do = "prune.channels"
+score = "taylor"
+scope = "isomorphic"
+normalise = "macs"
+ratios = ["3.*=0.25"]
+
+[[step]]
+do = "distill.logits"
+"""
+
+
+def micro(*, classes: int, channels: int) -> nn.Module:
+    """Two convolutions; the second is named by the plan."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(),
+        nn.Conv2d(24, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes),
+    )  # fmt: skip
+
+
+def fit(out: Path, **more: Any) -> dict[str, Any]:
+    """One run on 90 noisy 8x8 images of three classes that differ in colour."""
+    draw = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    base = np.eye(3)[labels][:, None, None] * 120 + 60
+    images = np.clip(base + draw.integers(-40, 40, (90, 8, 8, 3)), 0, 255).astype(np.uint8)
+    source, plan = out.parent / "colours.npz", out.parent / "plan.toml"
+    np.savez(source, images=images, labels=labels)
+    plan.write_text(PLAN)
+    return job.fit(
+        source, model=micro, budget="macs=50%", plan=plan, epochs=2, recover_epochs=1, max_drop=1.0,
+        out=out, **more,
+    )  # fmt: skip
+
+
+def test_a_score_from_data_goes_through_the_whole_job_and_is_resumed_alike(tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole")
+    assert whole["budget"]["met"] and 0.45 <= whole["budget"]["got"] <= 0.5
+    assert Plan.load(tmp_path / "whole" / "plan.toml").steps[0].knobs["score"] == "taylor"
+    small = Artifact.open(tmp_path / "whole" / "model.niwaki").model(partial(micro, classes=3, channels=3))
+    assert (
+        small.get_submodule("3").out_channels >= 12
+    )  # the plan's own ratio, 0.25, while the others go further
+    assert small.get_submodule("0").out_channels < 16
+
+    def interrupt(progress: Any) -> None:
+        if progress.stage != "train":  # the baseline is stored; scores are made again from it
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", show=interrupt)
+    assert not (tmp_path / "cut" / "result.json").exists()
+    fit(tmp_path / "cut")
+    weights = [
+        (tmp_path / run / "model.niwaki" / "weights.safetensors").read_bytes() for run in ("whole", "cut")
+    ]
+    assert weights[0] == weights[1]
