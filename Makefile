@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTS ?= tests
+EXTRAS := train,dev,openvino,litert,ncnn,executorch
 
-.PHONY: help setup demo quick test lint bench docs picture clean
+.PHONY: help setup litert demo quick test lint bench docs picture clean
 
 help:
 	@echo "make demo    set up, then train, prune and export on the built-in digits; the report is runs/demo/report.html"
@@ -23,9 +24,18 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 		|| uv venv --seed -p $(PYTHON) $(VENV)
 	@if command -v uv >/dev/null || $(BIN)/python -m pip install -q uv; then \
-		PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip install -q -p $(BIN)/python -c constraints.txt -e '.[train,dev]'; \
-	else false; fi || $(BIN)/python -m pip install -q -c constraints.txt -e '.[train,dev]'
+		PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip install -q -p $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'; \
+	else false; fi || $(BIN)/python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $(READY)
+
+# The converter to LiteRT asks for other versions of packages than the rest, so it has an environment of its own.
+litert: .venv-litert/.ready
+
+.venv-litert/.ready: constraints.txt
+	test -x .venv-litert/bin/python || $(PYTHON) -m venv .venv-litert || uv venv --seed -p $(PYTHON) .venv-litert
+	.venv-litert/bin/python -m pip install -q uv && .venv-litert/bin/uv pip install -q -p .venv-litert/bin/python \
+		$$(grep -E '^(torch|numpy)==' constraints.txt) litert-torch==0.10.0 ai-edge-quantizer==0.10.0 ai-edge-litert==2.3.0
+	@touch $@
 
 demo: $(READY)
 	$(BIN)/niwaki fit digits --out runs/demo

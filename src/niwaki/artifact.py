@@ -178,20 +178,24 @@ class Artifact:
                 calib=calib,
                 prove=False,
             )
-            images = parity.noise(self.spec, parity.IMAGES) if calib is None else calib
-            found = parity.check(
+            found = parity.prove(
                 model,
                 file,
                 self.spec,
                 task=self.task,
-                images=images[: parity.IMAGES],
                 precision=precision,
+                calib=calib,
                 runtime=runtime,
             )
-            entry = {"file": name, "bytes": file.stat().st_size, "parity": found.to_json()}
+            names = [name, *(f"exports/{runtime}/{precision}.{part}" for part in made.PARTS)]
+            contents = {one: (Path(folder) / Path(one).name).read_bytes() for one in names}
+            size = sum(map(len, contents.values()))
+            entry = {"file": name, "bytes": size, "parity": found.to_json()}
+            if made.PARTS:
+                entry["parts"] = names[1:]
             exports = {k: dict(v) for k, v in self.exports.items()}
             exports.setdefault(runtime, {})[precision] = entry
-            self._replace({"exports": exports}, {name: file.read_bytes()})
+            self._replace({"exports": exports}, contents)
         return self.path / name
 
     def session(

@@ -155,10 +155,11 @@ def _check_fields(manifest: dict[str, Any], present: set[str]) -> None:
     if not all(type(e["bytes"]) is int and e["bytes"] > 0 and isinstance(e["parity"], dict) for e in held):
         raise TypeError("an export's bytes or parity are of another kind")
     listed = {
-        entry["file"]
+        name
         for runtime, entries in manifest["exports"].items()
         for precision, entry in entries.items()
-        if entry["file"].startswith(f"exports/{runtime}/{precision}.")
+        for name in (entry["file"], *entry.get("parts", ()))
+        if name.startswith(f"exports/{runtime}/{precision}.")
     }
     if listed != {name for name in present if name.startswith("exports/")}:
         raise ValueError("exports names other files than there are")

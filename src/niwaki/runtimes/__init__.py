@@ -1,18 +1,21 @@
 """Runtimes: each turns a model into a file and runs that file. One module a runtime; `NAMES` is
 the list.
 
-A runtime is a module with two functions:
+A runtime is a module with two functions and three constants:
 
-    export(model, spec, path, *, task, precision="float32", calib=None) -> Path     (may import
-    torch) open(path, *, threads=1) -> Predictor                                           (imports
-    no torch)
+    export(model, spec, path, *, task, precision="float32", calib=None, prove=True) -> Path
+                                                                        (may import torch)
+    open(path, *, threads=1) -> Session       (imports no torch; torch's own and ExecuTorch's do)
+    SUFFIX, PARTS       the file's ending, and those of files that lie beside it
+    PRECISIONS          what `export` takes
 
-A Predictor takes uint8 images `[N, H, W, C]` and returns float32 `[N, K]`.
+A Session is a Predictor: it takes uint8 images `[N, H, W, C]` and returns float32 `[N, K]`.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +24,18 @@ import numpy.typing as npt
 
 from niwaki.errors import RuntimeFailed
 
-NAMES = ("onnx",)
+_TRAIN = ("torch", "onnx", "onnxscript")
+_NEEDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    # name: (extra, packages to run, further packages to export)
+    "onnx": ("train", ("onnxruntime",), _TRAIN),
+    "openvino": ("openvino", ("openvino",), _TRAIN),
+    "torch": ("train", ("torch",), ()),
+    "litert": ("litert", ("ai_edge_litert",), ("torch",)),
+    "ncnn": ("ncnn", ("ncnn",), ("torch", "pnnx")),
+    "executorch": ("executorch", ("torch", "executorch"), ()),
+    "tensorrt": ("tensorrt", ("tensorrt", "cuda"), _TRAIN),
+}
+NAMES = tuple(_NEEDS)
 
 Predictor = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 
@@ -37,3 +51,27 @@ def load(name: str) -> Any:
             f"runtime: got {name!r}, expected one of {', '.join(NAMES)}.", code="runtime-unknown"
         )
     return importlib.import_module(f"niwaki.runtimes.{name}")
+
+
+def support(name: str) -> dict[str, Any]:
+    """What of a runtime works here: `run`, `export` (bool), `missing` (packages), `install` (the line
+    that brings them, None where nothing is missing), `precisions`. Imports none of the packages."""
+    extra, run, export = _NEEDS[name]
+    missing = [package for package in (*run, *export) if importlib.util.find_spec(package) is None]
+    runs = not set(run) & set(missing)
+    works = not missing
+    extras = [extra] if set(run) & set(missing) or "pnnx" in missing else []
+    if set(missing) & set(_TRAIN) and extra != "train":
+        extras.append("train")
+    line = f"pip install 'niwaki[{','.join(extras or [extra])}]'" if missing else None
+    module = load(name)
+    if works and hasattr(module, "export_needs"):  # more than packages: a converter, a device
+        line = module.export_needs()
+        works = line is None
+    return {
+        "run": runs,
+        "export": works,
+        "missing": missing,
+        "install": line,
+        "precisions": list(module.PRECISIONS),
+    }

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from niwaki.errors import RuntimeFailed, SpecError
+from niwaki.errors import RuntimeFailed
 from niwaki.runtimes import wire
+from niwaki.runtimes.session import Session, read, refused
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,65 +27,12 @@ if TYPE_CHECKING:
     from niwaki.spec import Spec
     from niwaki.tasks import Task
 
-SUFFIX = "onnx"
+SUFFIX, PARTS = "onnx", ()
 INPUT, OUTPUT = "image", "probabilities"
 PRECISIONS = ("float32", "int8")
-MAX_BYTES = 2**31 - 1  # protobuf's own limit
 
 ort.disable_telemetry_events()
 ort.set_default_logger_severity(4)  # errors arrive as exceptions; its log would only repeat them
-
-
-class Session:
-    """An opened ONNX file; calling it with uint8 `[N, H, W, C]` returns float32 `[N, K]`.
-
-    `size_hw`, `channels` and `classes` are those of the file, None where it leaves them open.
-    """
-
-    def __init__(self, session: Any) -> None:
-        self._run = session.run
-        _, *self._image_shape = session.get_inputs()[0].shape
-        height, width, channels = (n if isinstance(n, int) else None for n in self._image_shape)
-        self.size_hw = (height, width)
-        self.channels = channels
-        classes = session.get_outputs()[0].shape[1]
-        self.classes = classes if isinstance(classes, int) else None
-
-    def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Probabilities float32 `[N, K]` of uint8 images `[N, H, W, C]`.
-
-        Raises:
-            SpecError: the images are of another shape or type. [runtime-input]
-            RuntimeFailed: ONNX Runtime failed while it ran. [runtime-failed]
-        """
-        self._check(images)
-        try:
-            (probabilities,) = self._run([OUTPUT], {INPUT: np.ascontiguousarray(images)})
-        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-            raise RuntimeFailed(f"ONNX Runtime failed: {_first_line(error)}", code="runtime-failed") from error
-        return np.asarray(probabilities, dtype=np.float32)
-
-    def _check(self, images: npt.NDArray[np.uint8]) -> None:
-        wanted = [self.size_hw[0], self.size_hw[1], self.channels]
-        shape, kind = (
-            getattr(images, "shape", None),
-            getattr(images, "dtype", type(images).__name__),
-        )
-        fits = (
-            isinstance(images, np.ndarray)
-            and images.dtype == np.uint8
-            and images.ndim == 4
-            and len(images) > 0
-            and all(w in (None, n) for w, n in zip(wanted, images.shape[1:], strict=True))
-        )
-        if not fits:
-            size = ", ".join("any" if w is None else str(w) for w in wanted)
-            raise SpecError(
-                f"images: got {kind} {shape}, expected a numpy array uint8 [N, {size}] with N of "
-                "at least 1. "
-                "Spec.read gives one image of that kind; numpy.stack makes them a batch.",
-                code="runtime-input",
-            )
 
 
 def open(path: str | Path, *, threads: int = 1) -> Session:
@@ -97,7 +45,7 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
             not those that niwaki exports. [runtime-missing, runtime-refused, runtime-signature]
     """
     path = Path(path)
-    wire.refuse_external(_read(path), path)
+    wire.refuse_external(read(path), path)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
@@ -105,12 +53,15 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-        raise RuntimeFailed(
-            f"{path.name}: ONNX Runtime refused it: {_first_line(error)}. Export it again.",
-            code="runtime-refused",
-        ) from error
+        raise refused(path, "ONNX Runtime", error) from error
     _check_signature(session, path)
-    return Session(session)
+    _, *shape = (n if isinstance(n, int) else None for n in session.get_inputs()[0].shape)
+    classes = session.get_outputs()[0].shape[1]
+
+    def run(images: npt.NDArray[np.uint8]) -> Any:
+        return session.run([OUTPUT], {INPUT: images})[0]
+
+    return Session(run, shape=shape, classes=classes if isinstance(classes, int) else None, name="ONNX Runtime")
 
 
 def export(
@@ -131,21 +82,6 @@ def export(
     return Path(onnx_export.export(model, spec, path, task=task, precision=precision, calib=calib, prove=prove))
 
 
-def _read(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size <= MAX_BYTES:
-            return path.read_bytes()
-    except OSError as error:
-        raise RuntimeFailed(
-            f"{path}: cannot be read ({error.strerror}). Export it first.", code="runtime-missing"
-        ) from error
-    raise RuntimeFailed(
-        f"{path.name}: {size} bytes, and an ONNX file holds at most {MAX_BYTES}.",
-        code="runtime-refused",
-    )
-
-
 def _check_signature(session: Any, path: Path) -> None:
     got = [
         [(v.name, v.type, len(v.shape)) for v in side] for side in (session.get_inputs(), session.get_outputs())
@@ -157,7 +93,3 @@ def _check_signature(session: Any, path: Path) -> None:
             "[N, K]. It was not exported by niwaki.",
             code="runtime-signature",
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

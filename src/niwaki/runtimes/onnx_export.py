@@ -10,7 +10,6 @@ Shape letters: B batch, N images, H W pixels, C channels, K classes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from onnxscript import opset20 as op
-from torch import Tensor, nn
+from torch import nn
 
 from niwaki import files
 from niwaki.errors import ModelError
-from niwaki.runtimes import onnx_int8, parity
+from niwaki.runtimes import deployed, onnx_int8, parity, request
 from niwaki.runtimes.onnx import INPUT, OUTPUT, PRECISIONS
 from niwaki.spec import Spec
 from niwaki.surgery.trace import quiet
@@ -55,7 +54,7 @@ def export(
             [export-failed, export-precision, export-calib]
         ParityError: the file computes something else. [parity]
     """
-    _check_request(precision, calib, spec)
+    request.check(precision, calib, spec, precisions=PRECISIONS, runtime="onnx")
     path = Path(path)
     proto = _trace(model, spec, task, as_convolution=precision == "int8")
     _strip(proto)
@@ -69,68 +68,14 @@ def export(
     return path
 
 
-def _check_request(precision: str, calib: npt.NDArray[np.uint8] | None, spec: Spec) -> None:
-    if precision not in PRECISIONS:
-        raise ModelError(
-            f"export: precision {precision!r}, expected one of {', '.join(PRECISIONS)}.",
-            code="export-precision",
-        )
-    wanted = (*spec.size_hw, spec.channels)
-    fits = isinstance(calib, np.ndarray) and calib.dtype == np.uint8 and calib.shape[1:] == wanted
-    if (precision == "int8" and calib is None) or (calib is not None and not (fits and len(calib))):
-        got = f"{calib.dtype} {calib.shape}" if isinstance(calib, np.ndarray) else repr(calib)
-        raise ModelError(
-            f"export: calib is {got}, expected a numpy array uint8 [N, "
-            f"{', '.join(map(str, wanted))}] of "
-            "at least one image; int8 takes its ranges from them.",
-            code="export-calib",
-        )
-
-
-class Deployed(nn.Module):
-    """A model between raw pixels and probabilities: uint8 `[B, H, W, C]` to float32 `[B, K]`.
-
-    Args:
-        as_convolution: normalise by a diagonal 1x1 convolution instead of a product and a sum,
-            which int8 runs on whole numbers.
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, model: nn.Module, spec: Spec, task: Task, *, as_convolution: bool) -> None:
-        super().__init__()
-        self.model, self.task, self.as_convolution = model, task, as_convolution
-        mean, std = (np.array(v, np.float64) for v in (spec.mean, spec.std))
-        scale, shift = (torch.tensor(v, dtype=torch.float32) for v in (1 / (255 * std), -mean / std))
-        if as_convolution:
-            self.register_buffer("scale", torch.diag(scale)[:, :, None, None])
-            self.register_buffer("shift", shift)
-        else:
-            self.register_buffer("scale", scale[:, None, None])
-            self.register_buffer("shift", shift[:, None, None])
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Probabilities of raw pixels."""
-        # made contiguous: else torch thinks of channels-last memory, and exports strides nobody
-        # needs
-        x = image.permute(0, 3, 1, 2).contiguous().float()
-        if self.as_convolution:
-            x = nn.functional.conv2d(x, self.scale, self.shift)
-        else:
-            x = x * self.scale + self.shift
-        return self.task.head(self.model(x))
-
-
 def _trace(model: nn.Module, spec: Spec, task: Task, *, as_convolution: bool) -> Any:
     """ONNX ModelProto of the deployed model."""
-    own = copy.deepcopy(model).cpu().float()
-    deployed = Deployed(own, spec, task, as_convolution=as_convolution).eval()
-    example = torch.zeros(2, *spec.size_hw, spec.channels, dtype=torch.uint8)
+    whole = deployed.wrap(model, spec, task, as_convolution=as_convolution)
+    example = deployed.example(spec, batch=2)
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
-                deployed,
+                whole,
                 (example,),
                 dynamo=True,
                 opset_version=OPSET,

@@ -45,6 +45,8 @@ class Limits:
 
 LIMITS = {
     "float32": Limits(error=1e-4, agreement=0.999, moved=1e-4),
+    "bfloat16": Limits(error=0.2, agreement=0.75, moved=0.1),
+    "float16": Limits(error=0.02, agreement=0.9, moved=0.01),
     "int8": Limits(error=1.0, agreement=0.0, moved=0.5),
 }
 
@@ -96,6 +98,22 @@ def check(
             code="parity",
         )
     return found
+
+
+def prove(
+    model: nn.Module,
+    path: Path,
+    spec: Spec,
+    *,
+    task: Task,
+    precision: str,
+    calib: npt.NDArray[np.uint8] | None,
+    runtime: str,
+) -> Parity:
+    """`check` on up to 16 images, the calibration's, else random ones, on the runtime that can run it here."""
+    runtime = getattr(runtimes.load(runtime), "PROVED_BY", runtime)
+    images = calib if calib is not None else noise(spec, IMAGES)
+    return check(model, path, spec, task=task, images=images[:IMAGES], precision=precision, runtime=runtime)
 
 
 def compare(

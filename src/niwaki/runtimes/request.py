@@ -1,0 +1,37 @@
+"""What an export is asked for, checked before anything is made: the precision and the calibration images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from niwaki.errors import ModelError
+from niwaki.spec import Spec
+
+
+def check(
+    precision: str, calib: npt.NDArray[np.uint8] | None, spec: Spec, *, precisions: Sequence[str], runtime: str
+) -> None:
+    """Nothing, when a runtime knows the precision and the images fit it.
+
+    Args:
+        calib: uint8 `[N, H, W, C]` of the Spec's size; int8 needs at least one.
+    Raises:
+        ModelError: they do not fit. [export-precision, export-calib]
+    """
+    if precision not in precisions:
+        raise ModelError(
+            f"export: {runtime} knows no precision {precision!r}, expected one of {', '.join(precisions)}.",
+            code="export-precision",
+        )
+    wanted = (*spec.size_hw, spec.channels)
+    fits = isinstance(calib, np.ndarray) and calib.dtype == np.uint8 and calib.shape[1:] == wanted
+    if (precision == "int8" and calib is None) or (calib is not None and not (fits and len(calib))):
+        got = f"{calib.dtype} {calib.shape}" if isinstance(calib, np.ndarray) else repr(calib)
+        raise ModelError(
+            f"export: calib is {got}, expected a numpy array uint8 [N, {', '.join(map(str, wanted))}] of "
+            "at least one image; int8 takes its ranges from them.",
+            code="export-calib",
+        )
