@@ -199,8 +199,8 @@ def _glu(node: Call, values: dict[Call, Any], name: str) -> Any:
 def _positional(node: Call, values: dict[Call, Any], name: str) -> Any:
     """Calls whose result depends on places along an axis, which must be alive alike throughout."""
     mask = values[node.args[0]][1]  # type: ignore[index]
-    dim = int(node.args[1])  # type: ignore[arg-type]
-    _demand(_even(mask, dim), node, "an axis whose places count")
+    dims = [-2, -1] if name in ("tril", "triu") else [int(node.args[1])]  # type: ignore[arg-type]
+    _demand(all(_even(mask, d) for d in dims), node, "an axis whose places count")
     return _target(node)(*_values(node.args, values), **_values(node.kwargs, values)), mask
 
 
@@ -371,7 +371,7 @@ _KINDS: tuple[tuple[Sequence[str], Callable[..., Any]], ...] = (
     (("addmm", "baddbmm"), _addmm),
     (("scaled_dot_product_attention",), _attention),
     (("glu",), _glu),
-    (("cumsum", "cumprod"), _positional),
+    (("cumsum", "cumprod", "tril", "triu"), _positional),
     (_WINDOWS, _window),
     (_REDUCE, _reduce),
     (("batch_norm", "_native_batch_norm_legit_no_training", "instance_norm"), _batch_norm),
