@@ -104,16 +104,28 @@ def interleaved(
     seconds: float,
     pooled: dict[str, list[float]] | None = None,
 ) -> Timing:
-    """One interleaved run of files, one image a call: `{name: {"ms", "p90", "ratio"}}`.
+    """`timed` with the run's first training image and threads."""
+    image = work.data.train.batch([0], work.spec)
+    return timed(paths, image, threads=work.arguments.threads, seconds=seconds, pooled=pooled)
+
+
+def timed(
+    paths: Mapping[str, Path],
+    image: npt.NDArray[np.uint8],
+    *,
+    threads: int,
+    seconds: float,
+    pooled: dict[str, list[float]] | None = None,
+) -> Timing:
+    """One interleaved run of files, one image a call: `{name: {"ms", "p90", "ratio", "quiet"}}`.
 
     Args:
+        paths: files by name; ratios are to `REFERENCE` among them.
+        image: uint8 `[1, H, W, C]`.
         pooled: earlier samples by name, which count too; the new ones are added to it.
     """
-    image = work.data.train.batch([0], work.spec)
     load = runtimes.load("onnx")
-    calls = {
-        name: _call(load.open(path, threads=work.arguments.threads), image) for name, path in paths.items()
-    }
+    calls = {name: _call(load.open(path, threads=threads), image) for name, path in paths.items()}
     pooled = {} if pooled is None else pooled
     size, rounds = _plan(calls, seconds)
     taken = timing.interleave(calls, rounds=rounds, calls_per_sample=size)

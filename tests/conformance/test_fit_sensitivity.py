@@ -1,0 +1,85 @@
+"""niwaki fit with a width for each group: the plan's scope "sensitivity", resumed from its journal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from niwaki import job
+from niwaki.errors import PlanError
+from niwaki.plan import Plan, step
+
+pytestmark = pytest.mark.slow
+PLAN = Plan(step("prune.channels", scope="sensitivity", multiple=2))
+
+
+def micro(*, classes: int, channels: int) -> nn.Module:
+    """Two layers, the second much wider than three colours need."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 images 8x8 of three classes that differ in colour."""
+    draw = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    base = np.eye(3)[labels][:, None, None] * 120 + 60
+    images = np.clip(base + draw.integers(-40, 40, (120, 8, 8, 3)), 0, 255).astype(np.uint8)
+    path = tmp_path_factory.mktemp("data") / "colours.npz"
+    np.savez(path, images=images, labels=labels)
+    return path
+
+
+def fit(source: Path, out: Path, **more: Any) -> dict[str, Any]:
+    usual: dict[str, Any] = {"model": micro, "budget": "macs=50%", "epochs": 4, "recover_epochs": 0}
+    return job.fit(source, out=out, plan=PLAN, max_drop=1.0, **{**usual, **more})
+
+
+def journal(out: Path) -> dict[str, Any]:
+    lines = (out / "journal.jsonl").read_text().splitlines()
+    return {entry["key"]: entry["value"] for entry in map(json.loads, lines)}
+
+
+def test_fit_asks_val_which_channels_matter_and_a_resume_replays_it(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = fit(source, out)
+    assert result["budget"]["met"] and 0.49 <= result["budget"]["got"] <= 0.5
+    keys = [key for key in journal(out) if key.startswith("sensitivity:")]
+    assert len(keys) == 1
+    losses = journal(out)[keys[0]]
+    assert all(own[-1] == 0 and own == sorted(own, reverse=True) for own in losses.values())
+
+    manifest = json.loads((out / "model.niwaki" / "manifest.json").read_text())
+    for name in ("result.json", "report.html", "report.json"):  # as if it had stopped before its end
+        (out / name).unlink()
+    for name in ("model.niwaki", "points"):
+        shutil.rmtree(out / name)
+    assert fit(source, out)["budget"] == result["budget"]
+    again = json.loads((out / "model.niwaki" / "manifest.json").read_text())
+    assert again["widths"] == manifest["widths"] and set(manifest["widths"])
+
+
+@pytest.mark.bench
+def test_a_latency_by_the_table(source: Path, tmp_path: Path) -> None:
+    result = fit(source, tmp_path / "run", budget="latency=60%", size=32)
+    assert result["budget"]["got"] <= 0.6 * 1.05
+
+
+def test_without_a_budget_the_scope_says_what_it_needs() -> None:
+    import torch
+
+    from niwaki import prune
+
+    with pytest.raises(PlanError, match=r"search\.allocate") as caught:
+        prune.channels(micro(classes=3, channels=3), example=torch.randn(1, 3, 8, 8), scope="sensitivity")
+    assert caught.value.code == "prune-scope"
