@@ -31,7 +31,7 @@ from niwaki.spec import Spec
 from niwaki.surgery import Axes, Group, analyse
 from niwaki.tasks import Task
 
-TRAVEL = 36.0
+TRAVEL = 24.0
 """How far log_alpha can move in a whole training; from wide open to tightly closed is 8."""
 Ranks = Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-PENALTY = 300.0
-"""Weight of the squared distance: at 0.01 beyond the target it pulls with 3 nats per share of the cost."""
-ASCENT = 2000.0
+PENALTY = 1000.0
+"""Weight of the squared distance: at 0.01 beyond the target it pulls with 10 nats per share of the cost."""
+ASCENT = 1000.0
 """How far the multiplier moves in a training that stays 1 beyond its target throughout."""
 
 
