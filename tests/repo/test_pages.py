@@ -45,7 +45,7 @@ def test_a_stale_page_is_seen(tmp_path: Path) -> None:
 
 
 def test_verbs_are_frozen() -> None:
-    assert list(VERBS) == ["fit", "info", "predict", "bench", "export", "doctor", "report"]
+    assert list(VERBS) == ["fit", "search", "info", "predict", "bench", "export", "doctor", "report"]
 
 
 @pytest.mark.parametrize("name", REQUIRED)

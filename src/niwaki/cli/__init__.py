@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from niwaki._version import __version__
-from niwaki.cli import bench, doctor, export, fit, info, predict, report
+from niwaki.cli import bench, doctor, export, fit, info, predict, report, search
 from niwaki.cli.screen import Answer, Out, results
 from niwaki.errors import NiwakiError
 
 VERBS = {
     "fit": fit,
+    "search": search,
     "info": info,
     "predict": predict,
     "bench": bench,

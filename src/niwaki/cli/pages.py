@@ -20,6 +20,11 @@ EXAMPLES = {
         "niwaki fit cifar10 --weights resnet20.safetensors --model niwaki:resnet20 --epochs 0",
         "niwaki fit --show-plan > plan.toml",
     ),
+    "search": (
+        "niwaki search photos/ --model timm:resnet18 --budget macs=50%",
+        "niwaki search photos/ --set lr=1e-3..1e-2 --set model=timm:resnet18,timm:mobilenetv3_small_100 "
+        "--by halving --trials 12",
+    ),
     "info": ("niwaki info runs/leaves/model.niwaki",),
     "predict": ("niwaki predict runs/leaves/model.niwaki img.jpg dir/ --top 3",),
     "bench": ("niwaki bench runs/leaves/model.niwaki --against runs/leaves/baseline.niwaki",),

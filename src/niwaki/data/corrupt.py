@@ -95,7 +95,8 @@ def corrupt(
         changed = _noise(values, index, amount, seed)
     else:
         changed = {"blur": _blur, "brightness": _brightness, "contrast": _contrast}[kind](values, amount)
-    return np.rint(np.clip(changed, 0, 1) * np.float32(255)).astype(np.uint8)
+    pixels: ImageU8 = np.rint(np.clip(changed, 0, 1) * np.float32(255)).astype(np.uint8)
+    return pixels
 
 
 def _noise(values: Values, index: npt.NDArray[np.integer], deviation: float, seed: int) -> Values:
@@ -129,13 +130,15 @@ def _brightness(values: Values, amount: float) -> Values:
     """The V of HSV raised: hue and saturation stay, so each pixel is scaled; black becomes grey."""
     value = values.max(-1, keepdims=True)
     raised = np.minimum(value + np.float32(amount), 1)
-    return np.where(value > 0, values * (raised / np.maximum(value, 1e-12)), raised)
+    scaled: Values = np.where(value > 0, values * (raised / np.maximum(value, 1e-12)), raised)
+    return scaled
 
 
 def _contrast(values: Values, factor: float) -> Values:
     """Towards each channel's mean over the image."""
     mean = values.mean((1, 2), keepdims=True)
-    return mean + (values - mean) * np.float32(factor)
+    moved: Values = mean + (values - mean) * np.float32(factor)
+    return moved
 
 
 def _jpeg(images: ImageU8, quality: int) -> ImageU8:

@@ -12,10 +12,14 @@ call goes on where it was.
     points.py    a compressed network: pruned, proven, recovered, exported, judged
     measure.py   scores and interleaved latencies
     record.py    the result, and the report's record
+    ledger.py    what compression changed beside accuracy
+
+`explore` (explore.py, tries.py) is the job of a search: settings or widths tried on one data set.
 """
 
 from __future__ import annotations
 
+from niwaki.job.explore import explore
 from niwaki.job.run import fit
 
-__all__ = ["fit"]
+__all__ = ["explore", "fit"]

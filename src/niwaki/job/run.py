@@ -103,21 +103,16 @@ def fit(
         contents=works.contents(weights, model if isinstance(model, str) else None),
     )
     path = Path(out) if out is not None else Path("runs") / (Path(source).stem or "run")
-    with opened(path, _identity(arguments, read)) as folder:
+    with opened(path, identity(arguments, read)) as folder:
         if (done := folder.result) is not None:
             return _finished(done)
-        with _torch_threads(folder.run["threads"]):
+        with torch_threads(folder.run["threads"]):
             fresh, builder = works.builder_of(model, weights, arguments, read, spec)
             work = Work(
-                arguments=arguments,
-                folder=folder,
-                data=read,
-                spec=spec,
+                arguments=arguments, folder=folder, data=read, spec=spec,
+                fresh=fresh, builder=builder, show=show,
                 plan=works.filled(given, epochs=recover, seed=seed, flip=read.flip),
-                fresh=fresh,
-                builder=builder,
-                show=show,
-            )
+            )  # fmt: skip
             return _finished(walk(work))
 
 
@@ -126,7 +121,8 @@ def _epochs(source: str | Path, epochs: int | None, recover: int | None) -> tupl
     return usual[0] if epochs is None else epochs, usual[1] if recover is None else recover
 
 
-def _identity(arguments: Arguments, read: DataSet) -> dict[str, Any]:
+def identity(arguments: Any, read: DataSet) -> dict[str, Any]:
+    """What a run folder belongs to: its arguments (with a `to_json`), data, versions and threads."""
     import torch
 
     return {
@@ -138,7 +134,7 @@ def _identity(arguments: Arguments, read: DataSet) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
     """Torch on as many threads as the run began with: sums come out the same bits on a resume."""
     import torch
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -178,8 +178,20 @@ def model_name(model: Any) -> str:
 Builder = Callable[..., "nn.Module"]
 
 
+class Start(Protocol):
+    """What a fresh model depends on beside its builder and the data."""
+
+    @property
+    def seed(self) -> int:
+        """Of its random weights."""
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether it begins with the builder's published weights."""
+
+
 def builder_of(
-    model: Any, weights: str | Path | None, arguments: Arguments, data: DataSet, spec: Spec
+    model: Any, weights: str | Path | None, arguments: Start, data: DataSet, spec: Spec
 ) -> tuple[Callable[[], nn.Module], str | None]:
     """`fresh()`, the model before training and the same each time; and what artifacts name as its builder."""
     import torch

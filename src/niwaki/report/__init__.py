@@ -2,7 +2,7 @@
 
 `build(record, folder)` writes both; `rebuild(folder)` draws the page again from `report.json`. The
 page holds no script and asks the network for nothing: charts are inline SVG (`charts.py`), pictures
-are data URIs (`pictures.py`).
+are data URIs (`pictures.py`). `search(result, folder)` writes the page of a search (`front.py`).
 
 The record is plain JSON. A part that is missing or empty is left out of the page; `name` and
 `stages` are required.
@@ -48,5 +48,6 @@ The record is plain JSON. A part that is missing or empty is left out of the pag
 from __future__ import annotations
 
 from niwaki.report.build import build, rebuild
+from niwaki.report.front import search
 
-__all__ = ["build", "rebuild"]
+__all__ = ["build", "rebuild", "search"]

@@ -74,8 +74,10 @@ def scatter(
     limit_says: str = "",
     floor: float | None = None,
     floor_says: str = "",
+    stairs: Sequence[tuple[float, float]] = (),
 ) -> str:
-    """Points with labels; `limit` is drawn as a vertical line, `floor` as a horizontal one.
+    """Points with labels; `limit` is drawn as a vertical line, `floor` as a horizontal one, `stairs` as the
+    most that can be had for each x.
 
     Args:
         x, y: names of the axes; y is a share 0..1 and is written in percent.
@@ -91,6 +93,11 @@ def scatter(
         at = up.at(floor)
         parts.append(f'<line class="floor" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(_text(WIDTH - RIGHT - 4, at - 6, floor_says, "end", "note"))
+    if stairs:
+        ends = [px for px, _ in stairs[1:]] + [across.high]
+        corners = [(across.at(px), up.at(py)) for (a, py), b in zip(stairs, ends, strict=True) for px in (a, b)]
+        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in corners)
+        parts.append(f'<polyline class="line c1" points="{path}"/>')
     taken: list[tuple[float, float]] = []
     for mark in sorted(marks, key=lambda mark: mark.y):
         parts.append(_mark(mark, across.at(mark.x), up.at(mark.y), taken))
@@ -98,7 +105,11 @@ def scatter(
 
 
 def _mark(mark: Mark, px: float, py: float, taken: list[tuple[float, float]]) -> str:
-    """A dot and its label, moved up or down until it covers no label before it."""
+    """A dot and its label (if it has one), moved up or down until it covers no label before it."""
+    dot = f'<circle class="dot {escape(mark.kind)}" cx="{px:.1f}" cy="{py:.1f}" r="6">'
+    dot += f"<title>{escape(mark.says)}</title></circle>"
+    if not mark.label:
+        return dot
     end = px > WIDTH * 0.7
     places = [py + 4 + 15 * step * side for step in range(8) for side in (-1, 1)]
     free = (
@@ -110,8 +121,7 @@ def _mark(mark: Mark, px: float, py: float, taken: list[tuple[float, float]]) ->
     ty = next(free, py + 4)
     taken.append((px, ty))
     label = _text(px - 11 if end else px + 11, ty, mark.label, "end" if end else "start", "label")
-    dot = f'<circle class="dot {escape(mark.kind)}" cx="{px:.1f}" cy="{py:.1f}" r="6">'
-    return f"{dot}<title>{escape(mark.says)}</title></circle>{label}"
+    return dot + label
 
 
 def _limit(at: float, says: str) -> str:
@@ -196,8 +206,9 @@ def conditions(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, title
             parts.append(f'<line class="axis" {ends}/>')
         for name, value in found:
             k = names.index(name) if name in names else len(names)
+            at_y = y + 3 * (k - (len(names) - 1) / 2)  # or equal values would hide each other
             says = escape(f"{condition}, {name}: {_number(value, percent=True)}")
-            dot = f'<circle class="c{k % 5}" cx="{across.at(value):.1f}" cy="{y}" r="5">'
+            dot = f'<circle class="c{k % 5}" cx="{across.at(value):.1f}" cy="{at_y}" r="5">'
             parts.append(f"{dot}<title>{says}</title></circle>")
     return _svg(parts, title=title, height=bottom + 28)
 

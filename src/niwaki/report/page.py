@@ -7,7 +7,9 @@ from html import escape
 from typing import Any
 
 from niwaki.report import charts, words
-from niwaki.report.style import CSS
+from niwaki.report.parts import section as _section
+from niwaki.report.parts import shell
+from niwaki.report.parts import table as _table
 
 Record = Mapping[str, Any]
 MOST_CLASSES = 40
@@ -16,16 +18,8 @@ MOST_CLASSES = 40
 
 def draw(record: Record) -> str:
     """The whole page of a record that `build` has made plain: HTML text."""
-    title = escape(f"{record['name']}: niwaki report")
     sections = "".join(section(record) for section in SECTIONS)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        # an icon of its own: without one, browsers ask for /favicon.ico
-        f'<link rel="icon" href="data:,"><title>{title}</title><style>{CSS}</style></head>'
-        f"<body><main>{_header(record)}{_cards(record)}{sections}</main></body></html>\n"
-    )
+    return shell(f"{record['name']}: niwaki report", f"{_header(record)}{_cards(record)}{sections}")
 
 
 def _header(record: Record) -> str:
@@ -90,13 +84,6 @@ def _card(big: str, says: str, small: str) -> str:
     return f'<div class="card">{lines}</div>'
 
 
-def _section(title: str, body: str, *, says: str = "", wide: bool = False) -> str:
-    if not body:
-        return ""
-    words_ = f'<p class="say">{says}</p>' if says else ""
-    return f"<section{' class=wide' if wide else ''}><h2>{escape(title)}</h2>{words_}{body}</section>"
-
-
 def _stages(record: Record) -> str:
     head = [
         "stage",
@@ -138,13 +125,6 @@ def _interval(score: Mapping[str, float] | None) -> str:
         return words.NONE
     low, high = 100 * score["low"], 100 * score["high"]
     return f"{words.percent(score['accuracy'])} <small>[{low:.1f}, {high:.1f}]</small>"
-
-
-def _table(head: Sequence[str], rows: Sequence[str]) -> str:
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    body = "".join(rows)
-    table = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll">{table}</div>'
 
 
 def _points(record: Record) -> str:
