@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     cut = parser.add_mutually_exclusive_group()
     cut.add_argument("--budget", metavar="KIND=VALUE", help="prune to it (default macs=50%%)")
     cut.add_argument("--channels", type=share, metavar="SHARE", help="keep this share of every prunable group")
-    arg("--groups", action="store_true", help="list every group of channels")
+    arg("--groups", action="store_true", help="list every group of channels, and what it is made of")
     arg("--size", type=size, metavar="N|HxW", help="pixels of the model's input")
 
 
@@ -43,16 +42,18 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
 def machine() -> dict[str, Any]:
     """What is installed here: `python`, `system`, `cores`, `parts`, `runtimes`.
 
-    `parts` is {part: {package: its version or None}}, `runtimes` {name: {"run", "export": bool}}.
+    `parts` is {part: {package: its version or None}}, `runtimes` {name: {"run",
+    "export": bool, "missing": packages, "install": the line that brings them or None, "precisions"}}.
     """
+    from niwaki import runtimes
+
     parts = {part: {name: _version(name) for name in names} for part, names in PARTS.items()}
-    works = importlib.util.find_spec("onnxruntime") is not None
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "parts": parts,
-        "runtimes": {"onnx": {"run": works, "export": works and all(parts["train"].values())}},
+        "runtimes": {name: runtimes.support(name) for name in runtimes.NAMES},
     }
 
 
@@ -72,8 +73,10 @@ def _machine_text(value: dict[str, Any]) -> str:
         if missing:
             lines.append(f"{'':8}missing: {', '.join(missing)}  (pip install 'niwaki[{part}]')")
     for name, can in value["runtimes"].items():
-        words = [word for word, works in can.items() if works] or ["does not work here"]
-        lines.append(f"runtime {name}: {', '.join(words)}")
+        words = [word for word in ("run", "export") if can[word]] or ["does not work here"]
+        lines.append(f"runtime {name}: {', '.join(words)} ({', '.join(can['precisions'])})")
+        if can["install"]:
+            lines.append(f"{'':8}for {'the rest' if can['run'] else 'it'}: {can['install']}")
     return "\n".join(lines)
 
 
@@ -93,14 +96,28 @@ def _model_text(value: dict[str, Any], *, groups: bool) -> str:
         "",
         f"prunable   {percent(value['prunable'])} of the parameters, {len(value['groups'])} groups",
         f"surgery    {proof}, result: {value['result']}, {value['seconds']:.1f} s",
+        *([f"           {value['why']}"] if value["why"] else []),
         f"protected  input {', '.join(kept['inputs'])}; output and head {_some(kept['whole'])}",
     ]
     lines += [f"left alone {name}: {why}" for name, why in value["left"].items()]
     lines += [f"no rule    {one['operator']}  {one['source']}" for one in value["unprunable"]]
+    lines += [f"not learnt {one}: not in the graph" for one in value["lost"]]
     if groups:
-        cells = [[g["name"], str(g["before"]), str(g["after"])] for g in value["groups"]]
-        lines += ["", table([["group", "before", "after"], *cells])]
+        lines += ["", *_groups_text(value["groups"])]
     return "\n".join(lines)
+
+
+def _groups_text(groups: list[dict[str, Any]]) -> list[str]:
+    """Each group of channels, what it is made of, and why it stays whole where it does."""
+    lines = []
+    for group in groups:
+        marks = [word for word in ("secondary", "optional") if group[word]]
+        marks += [group["reason"]] if group["reason"] else []
+        said = f"  ({'; '.join(marks)})" if marks else ""
+        lines.append(f"{group['name']}  {group['before']} -> {group['after']}{said}")
+        members = [f"{one['parameter']}:{one['axis']}" for one in group["members"]]
+        lines.append(f"    {', '.join(members)}")
+    return lines
 
 
 def _some(names: list[str]) -> str:

@@ -1,9 +1,9 @@
-"""niwaki export: add an export to an artifact, checked against the model it comes from."""
+"""niwaki export: add an export to an artifact, checked against the model; or write a page for browsers."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from niwaki.cli.screen import Answer, Out
 from niwaki.cli.values import natural
@@ -18,11 +18,19 @@ def add(parser: argparse.ArgumentParser) -> None:
     arg("artifact", metavar="ARTIFACT", help="a NAME.niwaki folder")
     arg(
         "--precision",
-        choices=("float32", "int8"),
+        choices=("float32", "bfloat16", "float16", "int8"),
         default="int8",
         help="numbers inside (default int8)",
     )
-    arg("--runtime", default="onnx", metavar="NAME", help="the runtime it is for (default onnx)")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument(
+        "--runtime",
+        default="onnx",
+        metavar="NAME",
+        help="the runtime it is for (default onnx), or web: a folder for browsers; docs/runtimes.md has all",
+    )
+    way.add_argument("--all-runtimes", action="store_true", help="every runtime and precision that works here")
+    arg("--out", metavar="FOLDER", help="with --runtime web: where the page goes (default ARTIFACT's name-web)")
     arg("--calib", metavar="DATA", help="images that int8 is calibrated on; a data set as for fit")
     arg("--builder", metavar="FILE:FUNCTION", help="runs it: what made a model of your own code")
     arg("--seed", type=natural, default=0, metavar="N", help="seed of their choice (default 0)")
@@ -33,21 +41,60 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     from niwaki.artifact import Artifact
 
     artifact = Artifact.open(args.artifact)
-    calib = None
-    if args.calib:
-        from niwaki import data
-
-        samples = data.read(args.calib, seed=args.seed).train.take(256, seed=args.seed)
-        calib = samples.batch(range(len(samples)), artifact.spec)
-    artifact.export(
-        args.runtime,
-        precision=args.precision,
-        calib=calib,
-        builder=_builder(args.builder, artifact),
-    )
-    exports = artifact.exports
+    if args.runtime == "web" and not args.all_runtimes:
+        return _web(artifact, args)
+    calib = _calib(args, artifact)
+    builder = _builder(args.builder, artifact)
+    if args.all_runtimes:
+        return _all(artifact, args.artifact, calib, builder)
+    artifact.export(args.runtime, precision=args.precision, calib=calib, builder=builder)
     text = f"{args.artifact}: {args.runtime} {args.precision} added"
-    return Answer({"artifact": args.artifact, "exports": exports}, text)
+    return Answer({"artifact": args.artifact, "exports": artifact.exports}, text)
+
+
+def _calib(args: argparse.Namespace, artifact: Artifact) -> Any:
+    if not args.calib:
+        return None
+    from niwaki import data
+
+    samples = data.read(args.calib, seed=args.seed).train.take(256, seed=args.seed)
+    return samples.batch(range(len(samples)), artifact.spec)
+
+
+def _all(artifact: Artifact, name: str, calib: Any, builder: Builder | None) -> Answer:
+    """Every export that is not there yet; one that fails is told and does not stop the others."""
+    from niwaki import runtimes
+    from niwaki.errors import NiwakiError, ParityError
+
+    lines, left, exit_code = [], {}, 0
+    for runtime in runtimes.NAMES:
+        can = runtimes.support(runtime)
+        for precision in can["precisions"]:
+            one = f"{runtime}:{precision}"
+            if precision in artifact.exports.get(runtime, {}):
+                continue
+            if not (can["run"] and can["export"]) or (precision == "int8" and calib is None):
+                left[one] = f"needs {can['install']}" if can["install"] else "needs --calib DATA"
+                continue
+            try:
+                artifact.export(runtime, precision=precision, calib=calib, builder=builder)
+                lines.append(f"{name}: {runtime} {precision} added")
+            except NiwakiError as error:
+                left[one] = f"{error} [{error.code}]"
+                exit_code = 3 if isinstance(error, ParityError) else exit_code
+    lines += [f"left out: {one}: {why}" for one, why in left.items()]
+    return Answer({"artifact": name, "exports": artifact.exports, "left": left}, "\n".join(lines), exit_code)
+
+
+def _web(artifact: Artifact, args: argparse.Namespace) -> Answer:
+    from niwaki import web
+
+    folder = args.out or f"{artifact.path.with_suffix('')}-web"
+    precision = args.precision if args.precision in artifact.exports.get("onnx", {}) else artifact.default
+    made = web.write(artifact, folder, precision=precision)
+    text = f"{made}: {precision}; any static server serves it, for example\n"
+    text += f"  python -m http.server -d {made} 8000   and open http://localhost:8000"
+    return Answer({"artifact": args.artifact, "web": str(made), "precision": precision}, text)
 
 
 def _builder(name: str | None, artifact: Artifact) -> Builder | None:

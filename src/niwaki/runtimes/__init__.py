@@ -26,13 +26,13 @@ from niwaki.errors import RuntimeFailed
 
 _TRAIN = ("torch", "onnx", "onnxscript")
 _NEEDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    # name: (extra, packages to run, further packages to export)
-    "onnx": ("train", ("onnxruntime",), _TRAIN),
-    "openvino": ("openvino", ("openvino",), _TRAIN),
-    "torch": ("train", ("torch",), ()),
-    "litert": ("litert", ("ai_edge_litert",), ("torch",)),
-    "ncnn": ("ncnn", ("ncnn",), ("torch", "pnnx")),
-    "executorch": ("executorch", ("torch", "executorch"), ()),
+    # name: (extra, packages to run, packages to export)
+    "onnx": ("train", ("onnxruntime",), ("onnxruntime", *_TRAIN)),
+    "openvino": ("openvino", ("openvino",), ("openvino", *_TRAIN)),
+    "torch": ("train", ("torch",), ("torch",)),
+    "litert": ("litert", ("ai_edge_litert",), ("ai_edge_litert", "torch")),
+    "ncnn": ("ncnn", ("ncnn",), ("ncnn", "pnnx", "torch")),
+    "executorch": ("executorch", ("executorch", "torch"), ("executorch", "torch")),
     "tensorrt": ("tensorrt", ("tensorrt", "cuda"), _TRAIN),
 }
 NAMES = tuple(_NEEDS)
@@ -57,15 +57,14 @@ def support(name: str) -> dict[str, Any]:
     """What of a runtime works here: `run`, `export` (bool), `missing` (packages), `install` (the line
     that brings them, None where nothing is missing), `precisions`. Imports none of the packages."""
     extra, run, export = _NEEDS[name]
-    missing = [package for package in (*run, *export) if importlib.util.find_spec(package) is None]
-    runs = not set(run) & set(missing)
-    works = not missing
-    extras = [extra] if set(run) & set(missing) or "pnnx" in missing else []
-    if set(missing) & set(_TRAIN) and extra != "train":
-        extras.append("train")
-    line = f"pip install 'niwaki[{','.join(extras or [extra])}]'" if missing else None
+    missing = [package for package in dict.fromkeys((*run, *export)) if not _there(package)]
+    runs, works = set(run).isdisjoint(missing), set(export).isdisjoint(missing)
+    extras = [
+        one for one in ("train", extra) if any((package in _TRAIN) == (one == "train") for package in missing)
+    ]
+    line = f"pip install 'niwaki[{','.join(dict.fromkeys(extras))}]'" if missing else None
     module = load(name)
-    if works and hasattr(module, "export_needs"):  # more than packages: a converter, a device
+    if works and hasattr(module, "export_needs"):  # more than packages: a converter
         line = module.export_needs()
         works = line is None
     return {
@@ -75,3 +74,7 @@ def support(name: str) -> dict[str, Any]:
         "install": line,
         "precisions": list(module.PRECISIONS),
     }
+
+
+def _there(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

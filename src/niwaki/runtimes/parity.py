@@ -1,7 +1,7 @@
 """Parity: does an exported file compute what the model computes? On the same images, or it is an
 error.
 
-`LIMITS` is the table of docs/parity.md, held equal by a test. For float32 the file must give the
+For float32 the file must give the
 model's probabilities; int8 is another function on purpose, so its limit only catches a file that
 is broken, and what it costs is measured as accuracy on the validation split.
 Shape letters: N images, H W pixels, C channels, K classes.
@@ -10,7 +10,6 @@ Shape letters: N images, H W pixels, C channels, K classes.
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,50 +19,12 @@ from torch import nn
 
 from niwaki import runtimes
 from niwaki.errors import ParityError
+from niwaki.runtimes.limits import LIMITS, Parity, compare
 from niwaki.spec import Spec
 from niwaki.tasks import Task
 
 IMAGES = 16
 """Images that an export is compared on: enough to show a wrong file, few enough to cost no time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a precision must keep to.
-
-    Args:
-        error: largest allowed difference of one probability, on any image.
-        agreement: smallest allowed share of images on which the file's best class is a best class
-            of the model's, where classes closer than `error` count as equal.
-        moved: largest allowed mean of the probability mass that changes place, 0..1.
-    """
-
-    error: float
-    agreement: float
-    moved: float
-
-
-LIMITS = {
-    "float32": Limits(error=1e-4, agreement=0.999, moved=1e-4),
-    "bfloat16": Limits(error=0.2, agreement=0.75, moved=0.1),
-    "float16": Limits(error=0.02, agreement=0.9, moved=0.01),
-    "int8": Limits(error=1.0, agreement=0.0, moved=0.5),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parity:
-    """What a comparison found: largest and moved difference, agreement 0..1, over `images`
-    images."""
-
-    error: float
-    agreement: float
-    moved: float
-    images: int
-
-    def to_json(self) -> dict[str, float]:
-        """The four figures by name."""
-        return asdict(self)
 
 
 def check(
@@ -114,28 +75,6 @@ def prove(
     runtime = getattr(runtimes.load(runtime), "PROVED_BY", runtime)
     images = calib if calib is not None else noise(spec, IMAGES)
     return check(model, path, spec, task=task, images=images[:IMAGES], precision=precision, runtime=runtime)
-
-
-def compare(
-    wanted: npt.NDArray[np.float32], got: npt.NDArray[np.float32], precision: str = "float32"
-) -> Parity:
-    """Two tables of probabilities `[N, K]`, the model's and the file's, compared."""
-    if wanted.shape != got.shape:
-        raise ParityError(
-            f"the model gives probabilities {wanted.shape}, the file {got.shape}. It was exported "
-            "from another model.",
-            code="parity",
-        )
-    error = np.abs(wanted.astype(np.float64) - got)
-    best = got.argmax(1)
-    tie = LIMITS["float32"].error
-    agrees = wanted[np.arange(len(wanted)), best] >= wanted.max(1) - tie
-    return Parity(
-        error=float(error.max()),
-        agreement=float(agrees.mean()),
-        moved=float(error.sum(1).mean() / 2),
-        images=len(wanted),
-    )
 
 
 def reference(

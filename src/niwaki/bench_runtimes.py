@@ -1,0 +1,187 @@
+"""One artifact on every runtime it is exported for: parity, accuracy, speed, start-up, size and memory.
+
+Times are taken in one process, all runtimes in turns (timing.interleave); start-up and memory in a fresh
+process each (bench_start.py). Imports no torch, unless torch is there to give the reference.
+Shape letters: N images, H W pixels, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from niwaki import evaluate, timing
+from niwaki.artifact import Artifact
+from niwaki.errors import ArtifactError, NiwakiError
+from niwaki.runtimes.limits import compare
+
+if TYPE_CHECKING:
+    from niwaki.data import Samples
+
+Floats = npt.NDArray[np.float32]
+SAMPLE_MS = 20.0
+"""What one timed sample should take at least, so that the clock's own noise does not show."""
+BASE = "onnx:float32"
+
+
+def measure(
+    artifact: Artifact,
+    *,
+    data: Samples | None = None,
+    threads: int = 1,
+    rounds: int = 20,
+    builder: Callable[[], Any] | None = None,
+) -> dict[str, Any]:
+    """What every export of an artifact costs and gives here.
+
+    Args:
+        data: images with labels, for accuracy and agreement; without them 64 random images and no accuracy.
+        threads: cores each runtime may use for one call.
+        rounds: timed samples of each.
+        builder: makes the model, where the artifact was built by own code (the reference is then torch).
+    Returns:
+        `runtimes` {"RUNTIME:PRECISION": {"agreement", "max_error", "accuracy", "ms", "p90_ms", "start_ms",
+        "mb", "peak_mb"}}: agreement and largest error of a probability against the reference, milliseconds
+        for one image, from a fresh process's first line to its first answer, megabytes of file, and of
+        memory at most; `reference`; `images`; `failed` {name: why it does not run here}; `fastest`
+        {"name", "against", "ratio" {"median", "low", "high"}}; `slower` [int8 exports that are slower than
+        the same runtime's float32]; `same_numbers` {name: agreement with onnx:int8, whose scales it has};
+        `threads`, `cpu`, `isa`.
+    Raises:
+        ArtifactError: nothing of it runs here. [artifact-export]
+    """
+    names = {f"{runtime}:{p}": (runtime, p) for runtime, made in artifact.exports.items() for p in made}
+    sessions, failed = _opened(artifact, names, threads)
+    if not sessions:
+        reasons = "; ".join(f"{name}: {why}" for name, why in failed.items()) or "it has none"
+        raise ArtifactError(
+            f"{artifact.path.name}: no export runs here ({reasons}). Add one: niwaki export.",
+            code="artifact-export",
+        )
+    images = _images(artifact, data)
+    reference, wanted = _reference(artifact, sessions, images, builder)
+    given = {name: _answers(session, images) for name, session in sessions.items()}
+    taken = _timed(artifact, sessions, rounds)
+    rows = {}
+    for name in sessions:
+        runtime, precision = names[name]
+        found = compare(wanted, given[name], precision)
+        fresh = start(artifact, runtime, precision, threads=threads)
+        rows[name] = {
+            "agreement": found.agreement,
+            "max_error": found.error,
+            "accuracy": None if data is None else artifact.task.score(given[name], data.labels)["accuracy"],
+            "ms": float(np.median(taken[name])),
+            "p90_ms": float(np.quantile(taken[name], 0.9)),
+            "start_ms": fresh["start_ms"],
+            "mb": artifact.exports[runtime][precision]["bytes"] / 1e6,
+            "peak_mb": fresh["peak_mb"],
+        }
+    return {
+        "runtimes": rows,
+        "reference": reference,
+        "images": len(images),
+        "failed": failed,
+        "fastest": _fastest(taken),
+        "slower": _slower(taken),
+        "same_numbers": _same_numbers(given),
+        "threads": threads,
+        "cpu": timing.cpu(),
+        "isa": timing.isa(),
+    }
+
+
+def start(artifact: Artifact, runtime: str, precision: str, *, threads: int = 1) -> dict[str, float]:
+    """`start_ms` from import to the first answer, and `peak_mb` of memory, of a fresh process that runs it.
+
+    Raises:
+        ArtifactError: the process failed; its last line is given. [artifact-export]
+    """
+    words = [str(artifact.path), runtime, precision, str(threads)]
+    done = subprocess.run(
+        [sys.executable, "-m", "niwaki.bench_start", *words], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        says = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ArtifactError(
+            f"{artifact.path.name}: {runtime}:{precision} ended with {done.returncode} in a process of its own: "
+            f"{says[:200]}. Export it again.",
+            code="artifact-export",
+        )
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def _opened(
+    artifact: Artifact, names: dict[str, tuple[str, str]], threads: int
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Sessions of what runs here, and why the others do not."""
+    sessions, failed = {}, {}
+    for name, (runtime, precision) in names.items():
+        try:
+            sessions[name] = artifact.session(runtime, precision=precision, threads=threads)
+        except NiwakiError as error:
+            failed[name] = str(error)
+    return sessions, failed
+
+
+def _images(artifact: Artifact, data: Samples | None) -> npt.NDArray[np.uint8]:
+    if data is not None:
+        return data.batch(range(len(data)), artifact.spec)
+    shape = (64, *artifact.spec.size_hw, artifact.spec.channels)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _reference(
+    artifact: Artifact, sessions: dict[str, Any], images: npt.NDArray[np.uint8], builder: Any
+) -> tuple[str, Floats]:
+    """Name and answers of what the others are compared with: the torch model, else the float32 ONNX file."""
+    try:
+        predict = evaluate.predictor(artifact.model(builder), artifact.spec, artifact.task)
+        return "the torch model", _answers(predict, images)
+    except NiwakiError:
+        name = BASE if BASE in sessions else next(iter(sessions))
+        return name, _answers(sessions[name], images)
+
+
+def _answers(predict: Any, images: npt.NDArray[np.uint8]) -> Floats:
+    """Probabilities float32 `[N, K]`, in batches of 48, whose last is seldom whole."""
+    return np.concatenate([predict(images[at : at + 48]) for at in range(0, len(images), 48)])
+
+
+def _timed(artifact: Artifact, sessions: dict[str, Any], rounds: int) -> dict[str, npt.NDArray[np.float64]]:
+    shape = (1, *artifact.spec.size_hw, artifact.spec.channels)
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    calls = {name: (lambda run=session: run(image)) for name, session in sessions.items()}
+    once = timing.interleave(calls, rounds=3, calls_per_sample=2, warmup=3)
+    count = int(np.clip(SAMPLE_MS / min(float(np.median(ms)) for ms in once.values()), 1, 100))
+    return timing.interleave(calls, rounds=rounds, calls_per_sample=count, warmup=2)
+
+
+def _fastest(taken: dict[str, npt.NDArray[np.float64]]) -> dict[str, Any]:
+    """The name with the smallest median, and its ratio to float32 of ONNX Runtime (or the first there is)."""
+    name = min(taken, key=lambda one: float(np.median(taken[one])))
+    against = BASE if BASE in taken else next(iter(taken))
+    return {"name": name, "against": against, "ratio": timing.ratio(taken[name], taken[against])}
+
+
+def _slower(taken: dict[str, npt.NDArray[np.float64]]) -> list[str]:
+    """int8 exports that do not beat their own runtime's float32: the ratio's interval does not lie below 1."""
+    pairs = {name: f"{name.partition(':')[0]}:float32" for name in taken if name.endswith(":int8")}
+    return [
+        n for n, base in pairs.items() if base in taken and timing.ratio(taken[n], taken[base])["high"] >= 1
+    ]
+
+
+def _same_numbers(given: dict[str, Floats]) -> dict[str, float]:
+    """Runtimes that run the very scales and zero points of onnx:int8, and how often they agree with it."""
+    if "onnx:int8" not in given:
+        return {}
+    same = [name for name in ("openvino:int8",) if name in given]
+    return {name: compare(given["onnx:int8"], given[name], "int8").agreement for name in same}

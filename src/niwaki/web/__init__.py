@@ -1,0 +1,87 @@
+"""The browser: a folder with a page, the artifact's ONNX file and onnxruntime-web, all from one origin.
+
+The page takes a photo or a camera frame, prepares it exactly as `Spec.read` does (page/resize.js is Pillow's
+filter in whole numbers), runs the model on WebAssembly and shows the answer with its own latency. Its content
+security policy lets it talk to nobody but the place it came from, and once opened it works without a network.
+
+onnxruntime-web is not part of niwaki: it is taken from `NIWAKI_ORT_WEB` (a folder that holds its `dist`
+files), or fetched once through npm from its registry and kept in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from niwaki import files
+from niwaki.artifact import Artifact
+from niwaki.errors import ArtifactError, MissingExtra
+
+PACKAGE = "onnxruntime-web@1.30.0"
+ENGINE = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+"""What the page needs of onnxruntime-web: its smallest bundle and the one WebAssembly file that belongs to it."""
+PAGE = ("index.html", "main.js", "resize.js", "worker.js")
+
+
+def write(artifact: Artifact, folder: str | Path, *, precision: str | None = None) -> Path:
+    """The folder written, which any static web server serves; one that is there is replaced if it is a page.
+
+    Args:
+        precision: the ONNX export to ship; None is the artifact's default.
+    Raises:
+        ArtifactError: there is no such ONNX export, or the folder holds something else.
+            [artifact-export, artifact-occupied]
+        MissingExtra: neither npm nor onnxruntime-web is there. [extra-missing]
+    """
+    wanted, folder = precision or artifact.default, Path(folder)
+    held = artifact.exports.get("onnx", {})
+    if wanted not in held:
+        raise ArtifactError(
+            f"{artifact.path.name}: has no onnx export of precision {wanted!r}, it has {sorted(held) or 'none'}. "
+            f"Add it: niwaki export {artifact.path.name} --precision {wanted}.",
+            code="artifact-export",
+        )
+    if folder.exists() and not (folder / "main.js").is_file() and any(folder.iterdir()):
+        raise ArtifactError(
+            f"{folder}: holds something that is no page of niwaki's, so it is not replaced. Choose another --out.",
+            code="artifact-occupied",
+        )
+    engine = _engine()
+    for name in PAGE:
+        files.write_bytes(folder / name, (Path(__file__).parent / "page" / name).read_bytes())
+    for name in ENGINE:
+        files.write_bytes(folder / "ort" / name, (engine / name).read_bytes())
+    files.write_bytes(folder / "model.onnx", (artifact.path / held[wanted]["file"]).read_bytes())
+    about = {"spec": artifact.spec.to_json(), "task": artifact.task.to_json(), "precision": wanted}
+    files.write_json(folder / "model.json", about)
+    return folder
+
+
+def _engine() -> Path:
+    """The folder with onnxruntime-web's files."""
+    named = os.environ.get("NIWAKI_ORT_WEB")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "niwaki" / PACKAGE
+    for found in ([Path(named)] if named else []) + [cache]:
+        if all((found / name).is_file() for name in ENGINE):
+            return found
+    npm = shutil.which("npm")
+    if named or npm is None:
+        where = f"{named} (NIWAKI_ORT_WEB) lacks {', '.join(ENGINE)}" if named else "npm is not installed"
+        raise MissingExtra(
+            f"web: needs {PACKAGE}, and {where}. Install npm, or name a folder: "
+            f"npm install {PACKAGE} && export NIWAKI_ORT_WEB=$PWD/node_modules/onnxruntime-web/dist.",
+            code="extra-missing",
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        words = [npm, "install", "--no-audit", "--no-fund", "--silent", "--ignore-scripts", PACKAGE]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+        dist = Path(folder) / "node_modules" / "onnxruntime-web" / "dist"
+        if done.returncode or not all((dist / name).is_file() for name in ENGINE):
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise MissingExtra(f"web: npm could not fetch {PACKAGE}: {reason}.", code="extra-missing")
+        for name in ENGINE:
+            files.write_bytes(cache / name, (dist / name).read_bytes())
+    return cache
