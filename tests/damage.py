@@ -459,5 +459,8 @@ def graph_damaged() -> Iterator[Case]:
         for k, value in enumerate((None, [], {}, 1, "zz", DELETE, ["zz"], [[]], {"zz": "y"})):
             if key != "parameters" or k in (0, 3, 5):
                 yield f"resummed-graph-{key}-{k}", put(GRAPH, (key,), value)
+    for key in ("norms", "takes", "gives", "ties", "training"):
+        for k, value in enumerate((None, 1, "zz", DELETE, ["zz"], {"zz": "y"})):
+            yield f"resummed-graph-{key}-{k}", put(GRAPH, (key,), value)
     yield "resummed-graph-absent", resummed(lambda f: f.pop(GRAPH))
     yield "resummed-graph-deep", resummed(change(GRAPH, lambda b: b'{"a":' * 100_000))

@@ -13,6 +13,7 @@ from niwaki.lazy import require
 if TYPE_CHECKING:
     from torch import nn
 
+    from niwaki.prune import Pruned
     from niwaki.surgery import Axes, Group, Keep
 
 SIDE = 32
@@ -26,21 +27,26 @@ def model(
     budget: str | None = None,
     channels: float | None = None,
     size: tuple[int, int] | None = None,
+    example: Any = None,
 ) -> dict[str, Any]:
     """What pruning makes of a model: the JSON of `niwaki doctor MODEL`.
 
     Args:
-        what: `timm:NAME`, `niwaki:NAME`, `file.py:function`, or a module that takes `[B, 3, H, W]`.
+        what: `timm:NAME`, `niwaki:NAME`, `file.py:function`, or a module. It takes `[B, 3, H, W]`
+            unless `example` or its own attribute `example_inputs` says otherwise.
         budget: `macs=50%` (default), `params=1.2M`, ...: pruned to it, widest first.
         channels: instead of a budget, the share of every prunable group that stays, above 0 to 1.
         size: height and width of the input; the model's own when left out, else 32.
+        example: an input, a tuple of inputs, or a dict of inputs by name.
     Returns:
         `exported` bool; `prunable`, share of parameters in prunable groups; `proof_error`, the
         larger of the proof's two errors, None when nothing was cut; `macs` {"before", "asked",
         "after"}; `params` {"before", "after"}; `seconds`; `unprunable` [{"operator", "source"}];
-        `protected` {"inputs", "whole"}; `groups` [{"name", "before", "after", "members"}]; `left`,
-        groups left alone because they fail the proof, with the reason; `result`, "module": the
-        model's own class, made smaller.
+        `protected` {"inputs", "whole"}; `groups` [{"name", "before", "after", "members":
+        [{"parameter", "axis"}], "secondary", "optional", "reason"}], the reason being why a group
+        stays whole; `left`, groups left alone because they fail the proof, with the reason;
+        `result`, "module": the model's own class, made smaller, or "graph": its graph, with `why`
+        the class does not follow; `lost`, what a graph does not do of what the model does in training.
         A model that cannot be exported gives `exported` False, `result` None and a `reason`.
     Raises:
         ModelError: no such model. [model-unknown, model-user]
@@ -49,14 +55,13 @@ def model(
         ParityError: the proof fails and no group is to blame alone. [prune-proof]
     """
     require("torch", extra="train")
-    import torch
 
     from niwaki import prune, surgery
 
     asked = None if channels is not None else _budget(budget or "macs=50%")
     start = time.monotonic()
     net = _built(what).eval()
-    example = torch.zeros(1, 3, *(size or _size(net)))
+    example = _example(net, size) if example is None else example
     try:
         axes = surgery.analyse(net, example)
     except ModelError as error:
@@ -75,9 +80,11 @@ def model(
         "seconds": time.monotonic() - start,
         "unprunable": list(axes.unprunable),
         "protected": axes.protected,
-        "groups": [_group(group, done.keep if done else {}) for group in axes.groups],
+        "groups": [_group(group, keep, done) for group in axes.groups],
         "left": dict(done.left) if done else {},
-        "result": "module",
+        "result": done.result if done else "module",
+        "why": done.why if done else "",
+        "lost": list(getattr(done.model, "lost", ())) if done else [],
     }
 
 
@@ -95,6 +102,8 @@ def _refused(reason: str, *, seconds: float) -> dict[str, Any]:
         "groups": [],
         "left": {},
         "result": None,
+        "why": "",
+        "lost": [],
         "reason": reason,
     }
 
@@ -121,6 +130,16 @@ def _built(what: str | nn.Module) -> nn.Module:
     return nets.build(what, classes=classes)
 
 
+def _example(net: nn.Module, size: tuple[int, int] | None) -> Any:
+    """What the model says it is called with, else one black image."""
+    import torch
+
+    given = getattr(net, "example_inputs", None)
+    if given is not None:
+        return given() if callable(given) else given
+    return torch.zeros(1, 3, *(size or _size(net)))
+
+
 def _size(net: nn.Module) -> tuple[int, int]:
     """The size that timm says the network was made for, else a small one."""
     config = getattr(net, "pretrained_cfg", None) or {}
@@ -144,6 +163,25 @@ def _keep(
     return found.keep, limit
 
 
-def _group(group: Group, keep: Keep) -> dict[str, Any]:
-    after = len(keep[group.name]) if group.name in keep else group.size
-    return {"name": group.name, "before": group.size, "after": after, "members": len(group.members)}
+def _group(group: Group, keep: Keep, done: Pruned | None) -> dict[str, Any]:
+    kept = done.keep if done else {}
+    return {
+        "name": group.name,
+        "before": group.size,
+        "after": len(kept[group.name]) if group.name in kept else group.size,
+        "members": [{"parameter": name, "axis": axis} for name, axis in group.members],
+        "secondary": group.secondary,
+        "optional": group.optional,
+        "reason": _reason(group, keep, done),
+    }
+
+
+def _reason(group: Group, keep: Keep, done: Pruned | None) -> str:
+    """Why a group stays whole; empty where it does not."""
+    if done is not None and group.name in done.left:
+        return done.left[group.name]
+    if group.name in keep:
+        return ""
+    if group.secondary:
+        return "the smaller factor of a product, cut only when its width is asked for"
+    return "whole at this budget"

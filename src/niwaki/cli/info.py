@@ -21,7 +21,13 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     from niwaki.artifact import Artifact
 
     artifact = Artifact.open(args.artifact)
-    return Answer({**artifact.manifest, "default": artifact.default}, _text(artifact))
+    facts = {"default": artifact.default, "result": _result(artifact)}
+    return Answer({**artifact.manifest, **facts}, _text(artifact))
+
+
+def _result(artifact: Artifact) -> str:
+    """ "module": the class that its builder makes; "graph": the graph that is saved with it."""
+    return "graph" if artifact.manifest["builder"] is None else "module"
 
 
 def _text(artifact: Artifact) -> str:
@@ -48,7 +54,7 @@ def _text(artifact: Artifact) -> str:
     lines = [
         f"task     {artifact.task.kind}, {len(classes)} classes: {shown}",
         f"input    {height} x {width} pixels, {'RGB' if spec.channels == 3 else 'grey'}",
-        f"model    {manifest.get('builder') or 'its own graph'}",
+        f"model    {manifest['builder'] or 'its own graph'}, result: {_result(artifact)}",
         f"exports  {', '.join(exports) or 'none'}; default: {artifact.default}",
     ]
     return "\n".join([*lines, "", table(rows)] if len(rows) > 1 else lines)

@@ -64,7 +64,12 @@ def point(work: Work, base: Baseline, widths: Widths, name: str, found: Found) -
         "distilled": measure.module_scores(work, f"{name}-distilled", model),
     }
     artifact = work.folder.path / "points" / f"{name}.niwaki"
-    facts = {"widths": found.keep, "proof_error": proof["error"], "compensation": compensation}
+    facts = {
+        "widths": found.keep,
+        "result": proof["result"],
+        "proof_error": proof["error"],
+        "compensation": compensation,
+    }
     stage.save(work, artifact, model, extra=facts)
     scores["int8"] = measure.file_scores(work, f"{name}-int8", export_path(artifact, "int8"))
     judged = _judge(work, base, widths, name, found, artifact, scores)
@@ -84,19 +89,23 @@ def _pruned(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The smaller model and its proof; groups that fail the proof are left whole and named."""
     if not found.keep:
-        return copy.deepcopy(base.model), {"keep": {}, "error": None, "left": {}}
+        return copy.deepcopy(base.model), {"keep": {}, "error": None, "left": {}, "result": "module", "why": ""}
     made: dict[str, nn.Module] = {}
 
     def make() -> dict[str, Any]:
         cut = prune.cut(base.model, widths.axes, found.keep, example=widths.example)
         made["small"] = cut.model
-        return {"keep": cut.keep, "error": cut.error, "left": cut.left}
+        facts = {"keep": cut.keep, "error": cut.error, "left": cut.left}
+        return {**facts, "result": cut.result, "why": cut.why}
 
     proof = work.folder.once(f"{name}-proof", make)
     for group, reason in proof["left"].items():
         work.folder.note(f"{group} failed the proof of surgery and was left whole: {reason}")
+    if proof["result"] == "graph":
+        work.folder.note(f"the class could not be mended, so the result is its graph: {proof['why']}")
     if "small" not in made:
-        made["small"] = surgery.shrink(base.model, widths.axes, proof["keep"], example=widths.example)
+        again = surgery.rewrite if proof["result"] == "graph" else surgery.shrink
+        made["small"] = again(base.model, widths.axes, proof["keep"], example=widths.example)
     return made["small"].eval(), proof
 
 

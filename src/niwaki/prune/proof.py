@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from niwaki.prune.reference import NoReference, run
 from niwaki.surgery import Axes, Keep, Traced, rewrite, shrink
-from niwaki.surgery.inputs import arguments, leaves, mapped, outputs
+from niwaki.surgery.inputs import arguments, few, leaves, mapped, outputs
 from niwaki.surgery.trace import quiet, with_weights
 
 TOLERANCE = 1e-4
@@ -47,8 +47,12 @@ class Proof:
     @property
     def ok(self) -> bool:
         """Whether the error is at most 1e-4 on an output that varies."""
-        varies = self.deviation > LEAST_DEVIATION and self.variation > LEAST_VARIATION
-        return self.error <= TOLERANCE and varies
+        return self.error <= TOLERANCE and self.varies
+
+    @property
+    def varies(self) -> bool:
+        """Whether the output changes enough for the comparison to prove anything."""
+        return self.deviation > LEAST_DEVIATION and self.variation > LEAST_VARIATION
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; an error that is not a number is None."""
@@ -67,10 +71,7 @@ def compare(
         example: an input `[B, ...]` or tuple of inputs.
     """
     before = _outputs(model, example)
-    spread: dict[str, Any] = {
-        "deviation": min((float(o.double().std()) for o in before if o.numel() > 1), default=0.0),
-        "variation": min((_variation(o) for o in before if o.dim()), default=0.0),
-    }
+    spread: dict[str, Any] = dict(zip(("deviation", "variation"), _spread(before), strict=True))
     try:
         wanted = run(traced, kept, leaves(example))
     except NoReference as none:
@@ -94,7 +95,7 @@ def _in_double(traced: Traced, model: nn.Module, pruned: nn.Module, kept: Any, e
     again = with_weights(traced, net)
     tensors = {n: t.double() if t.is_floating_point() else t for n, t in again.tensors.items()}
     try:
-        inputs = mapped(example, _doubled)
+        inputs = mapped(few(example), _doubled)
         wanted = run(replace(again, tensors=tensors), kept, leaves(inputs))
         return _error(_outputs(small, inputs), wanted, _outputs(net, inputs))
     except Exception:  # a forward may name float32 itself
@@ -140,7 +141,43 @@ def redrawn(model: nn.Module, example: Any, *, seed: int = 0) -> nn.Module:
             elif parameter.dim() > 1:
                 parameter.mul_(_louder(parameter))
         _take_statistics(drawn, example)
+        deviation, variation = _spread(_outputs(drawn, example))
+        if deviation < 2 * LEAST_DEVIATION or variation < 2 * LEAST_VARIATION:
+            _widen(drawn.eval(), example)
+            _take_statistics(drawn, example)
     return drawn.eval()
+
+
+def _spread(out: list[Tensor]) -> tuple[float, float]:
+    """The least deviation of the outputs, and the least variation between images."""
+    deviation = min((float(o.double().std()) for o in out if o.numel() > 1), default=0.0)
+    return deviation, min((_variation(o) for o in out if o.dim()), default=0.0)
+
+
+def _widen(model: nn.Module, example: Any) -> None:
+    """Convolutions and linear layers scaled, one after the other, to outputs of deviation 1: without norms, a
+    fresh network's signal fades from layer to layer until nothing is left to prove anything on."""
+
+    def scale(module: Any, _: Any, out: Tensor) -> Tensor | None:
+        spread = float(out.std()) if out.numel() > 1 else 0.0
+        if module in done or not 0 < spread < float("inf"):
+            return None
+        done.add(module)
+        module.weight.div_(spread)
+        if module.bias is not None:
+            module.bias.div_(spread)
+        return out / spread
+
+    done: set[nn.Module] = set()
+    layers = (nn.modules.conv._ConvNd, nn.Linear)
+    hooks = [
+        module.register_forward_hook(scale)
+        for module in model.modules()
+        if isinstance(module, layers) and "weight" in module._parameters
+    ]
+    _outputs(model, example)
+    for hook in hooks:
+        hook.remove()
 
 
 def _louder(weight: Tensor) -> float:

@@ -73,6 +73,12 @@ def cut(model: nn.Module, axes: Axes, keep: Keep, *, example: Any, result: str =
     done = trial(wanted, result=first)
     if done.fine:
         return done.pruned(left={})
+    if done.proofs is not None and not done.proofs[0].varies:
+        raise ParityError(
+            f"prune: nothing can be proven on an output that hardly varies ({done.reason}). Give an example of "
+            "several images that differ, or a trained model; nothing was changed.",
+            code="prune-proof",
+        )
     why = done.reason
     if result == "auto":
         other = trial(wanted, result="graph")

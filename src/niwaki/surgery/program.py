@@ -162,6 +162,8 @@ class Program(nn.Module):
             self._place(path)
         self.eval()
         modules = dict(self.named_modules())
+        if {path for path, module in modules.items() if isinstance(module, Norm)} != set(self._graph["norms"]):
+            raise ValueError("a batch norm that holds nothing")
         for path, mode in self._graph["training"].items():
             if type(mode) is not bool:
                 raise ValueError(f"the mode {mode!r:.20}")
@@ -266,9 +268,10 @@ def _mode(node: Mapping[str, Any]) -> str | None:
         return None
     if not isinstance(path, str) or _base(str(node["op"])) not in (*_FLAGS, "scaled_dot_product_attention"):
         raise ValueError(f"the call {node['name']!r:.40} follows no mode")
-    if _base(node["op"]) in _FLAGS and len(node["args"]) <= _FLAGS[_base(node["op"])]:
+    place = _FLAGS.get(_base(node["op"]))
+    if place is not None and (len(node["args"]) <= place or node["kwargs"]):
         raise ValueError(f"the call {node['name']!r:.40} has no mode")
-    if _base(node["op"]) not in _FLAGS and "dropout_p" not in node["kwargs"]:
+    if place is None and "dropout_p" not in node["kwargs"]:
         raise ValueError(f"the call {node['name']!r:.40} has no dropout_p")
     return path
 

@@ -180,7 +180,7 @@ class _Recorder:
             else:
                 self._write(node)
         state = self._state(set(held.values()))
-        takes, gives = _calls(self.model, self.traced)
+        takes, inputs, gives = _calls(self.model, self.traced, inputs)
         return {
             "tensors": held,
             "inputs": inputs,
@@ -436,21 +436,25 @@ def _origins(traced: Traced) -> tuple[dict[Any, Call], dict[str, list[Call]]]:
     return made, read
 
 
-def _calls(model: nn.Module, traced: Traced) -> tuple[list[Any], Any]:
-    """([[name, layout of the input]], layout of the output): how the model is called."""
+def _calls(model: nn.Module, traced: Traced, inputs: list[str]) -> tuple[list[Any], list[str], Any]:
+    """([[name, layout of the input]], names of its tensors, layout of the output): how the model is called."""
     spec = traced.program.call_spec
     positional, named = spec.in_spec.children()
     values: list[Any] = list(positional.children())
+    order = list(inspect.signature(model.forward).parameters)
     try:
-        bound = inspect.signature(model.forward).bind_partial(*values)
-        names = list(bound.arguments)
-    except (TypeError, ValueError):
+        names = list(inspect.signature(model.forward).bind_partial(*values).arguments)
+    except TypeError:
         names = []
     if len(names) != len(values):  # forward(*inputs)
         names = [f"input{place}" for place in range(len(values))]
-    takes = [[name, _layout(value)] for name, value in zip(names, values, strict=True)]
-    takes += [[name, _layout(value)] for name, value in zip(named.context, named.children(), strict=True)]
-    return takes, _layout(spec.out_spec)
+    leaves = iter(inputs)
+    takes = []
+    for name, value in zip([*names, *named.context], [*values, *named.children()], strict=True):
+        takes.append((name, _layout(value), [next(leaves) for _ in range(value.num_leaves)]))
+    takes.sort(key=lambda one: order.index(one[0]) if one[0] in order else 0)
+    flat = [leaf for *_, held in takes for leaf in held]
+    return [[name, layout] for name, layout, _ in takes], flat, _layout(spec.out_spec)
 
 
 def _layout(spec: Any) -> Any:
