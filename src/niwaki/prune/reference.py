@@ -28,7 +28,7 @@ view reshape _unsafe_view flatten unflatten squeeze unsqueeze permute transpose 
 repeat cat stack slice select narrow flip roll chunk split split_with_sizes tensor_split unbind
 clone contiguous detach alias to _to_copy pixel_shuffle pixel_unshuffle channel_shuffle
 native_channel_shuffle lift_fresh_copy index embedding constant_pad_nd pad swapaxes broadcast_to
-type_as reflection_pad2d replication_pad2d im2col unfold movedim tile repeat_interleave index_select
+type_as reflection_pad2d replication_pad2d unfold movedim tile repeat_interleave index_select
 gather take_along_dim slice_scatter
 """.split()  # noqa: SIM905
 _POINTWISE = """
@@ -160,8 +160,6 @@ def _move(node: Call, values: dict[Call, Any], name: str) -> Any:
         masks = _padded_mask(node, args)
     elif name in ("to", "_to_copy", "type_as"):
         masks = args[0]
-    elif name == "im2col":  # its padding is alive; it takes no booleans
-        masks = _target(node)((~args[0]).float(), *args[1:], **kwargs) < 0.5
     else:
         masks = _target(node)(*args, **kwargs)
     return _spread(out, masks)
@@ -186,6 +184,16 @@ def _pointwise(node: Call, values: dict[Call, Any], name: str) -> Any:
             own = own.view(-1, *[1] * (out.dim() - 2))
         mask = mask & own
     return out, mask
+
+
+def _columns(node: Call, values: dict[Call, Any], name: str) -> Any:
+    """im2col: each channel's windows, its padding with it, are alive where the channel is."""
+    out = _target(node)(*_values(node.args, values), **_values(node.kwargs, values))
+    mask = values[node.args[0]][1]  # type: ignore[index]
+    alive = mask.any((-2, -1))
+    _demand(bool((alive == mask.all(-1).all(-1)).all()), node, "a partly dead spatial axis")
+    times = out.shape[1] // alive.shape[1]
+    return out, alive.repeat_interleave(times, 1)[..., None].expand(out.shape)
 
 
 def _glu(node: Call, values: dict[Call, Any], name: str) -> Any:
@@ -370,6 +378,7 @@ _KINDS: tuple[tuple[Sequence[str], Callable[..., Any]], ...] = (
     (("matmul", "mm", "bmm", "einsum"), _matmul),
     (("addmm", "baddbmm"), _addmm),
     (("scaled_dot_product_attention",), _attention),
+    (("im2col",), _columns),
     (("glu",), _glu),
     (("cumsum", "cumprod", "tril", "triu"), _positional),
     (_WINDOWS, _window),
