@@ -105,10 +105,8 @@ def seed_row(
     scores = prune.score(model, axes, by=given.score)
     keep = search.widest(axes, scores, kind="macs", limit=given.macs * full, multiple=1, scope=given.scope).keep
     cut = prune.cut(model, axes, keep, example=example)
-    print(
-        f"{name}, seed {seed}: {(axes.cost(cut.keep).macs or 0) / full:.3f} of the MACs left, proof {cut.error:.1e}",
-        file=sys.stderr,
-    )
+    left = (axes.cost(cut.keep).macs or 0) / full
+    print(f"{name}, seed {seed}: {left:.3f} of the MACs left, proof {cut.error:.1e}", file=sys.stderr)
     nets_by = {"before": model} | recoveries(
         model, cut.model, axes, cut.keep, held, spec, images=given.images, seed=seed
     )

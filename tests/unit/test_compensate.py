@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from torch.nn import functional as F
 from training import SPEC, TASK, net, same, samples
 
 from niwaki import errors, plan, prune, surgery
+from niwaki.job import points
+from niwaki.job.folder import opened
 from niwaki.prune import activations, least_squares
 from niwaki.surgery.trace import trace
 
@@ -279,3 +284,32 @@ def test_as_a_knob_of_the_step() -> None:
     with pytest.raises(errors.PlanError) as caught:
         made.run(model, plan.Bench(spec=SPEC))
     assert caught.value.code == "plan-need"
+
+
+def test_a_run_keeps_its_compensation(tmp_path: Path) -> None:
+    """What `niwaki fit` does after the proof: recorded, and the same bits when it is taken up again."""
+    model = net().eval()
+    small, axes, keep = halved(model, images(2))
+    run = {"arguments": {}, "data": "", "versions": {}, "threads": 1}
+    base = SimpleNamespace(model=model)
+    widths = SimpleNamespace(axes=axes, compensate="least-squares")
+    found = SimpleNamespace(keep=keep)
+
+    def taken_up() -> tuple[nn.Module, dict[str, Any]]:
+        with opened(tmp_path / "run", run) as folder:
+            work = SimpleNamespace(folder=folder, calib=samples(64), spec=SPEC)
+            got = points._compensated(work, base, widths, "asked", small, found)
+            assert any("compensated" in note for note in folder.notes)
+        return got
+
+    first, facts = taken_up()
+    assert facts["how"] == "least-squares"
+    assert facts["layers"]
+    assert not same(first, small)
+    again, told = taken_up()
+    assert told == facts
+    assert same(again, first)
+    (tmp_path / "run" / "stages" / "asked-compensated.safetensors").unlink()
+    assert same(taken_up()[0], first)
+    widths.compensate = "none"
+    assert points._compensated(None, base, widths, "asked", small, found) == (small, None)
