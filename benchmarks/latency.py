@@ -1,7 +1,7 @@
 """Is a latency budget met at the first try? Networks x budgets x threads, timed by other code.
 
     python benchmarks/latency.py                       # 4 networks x 3 budgets x 1 and 2 threads
-    python benchmarks/latency.py --networks resnet20 --budgets 50 --threads 1 --seconds 5
+    python benchmarks/latency.py --networks resnet20 --budgets 50 --threads 1 --probes 8 --seconds 5
 
 Weights are random (time does not see them), so the loss of a width is that of the scores' share;
 `--scope local` is one ratio for all groups. niwaki answers once; its file is then timed here by plain ONNX
@@ -82,13 +82,13 @@ class Network:
                     break
         return self.known[near]
 
-    def found(self, share: int, threads: int, scope: str) -> Found:
+    def found(self, share: int, threads: int, scope: str, probes: int) -> Found:
         """niwaki's answer to a budget."""
         given: dict[str, Any] = {"axes": self.axes, "scores": self.scores, "baseline": self.axes.cost({})}
         given["measure"] = lambda keep: self.timed(keep, threads, share / 100)
         budget = Budget.parse(f"latency={share}%")
         if scope == search.SENSITIVITY:
-            return search.allocate(budget, **given)
+            return search.allocate(budget, probes=probes, **given)
         return search.meet(budget, scope=scope, **given)
 
 
@@ -123,7 +123,7 @@ def independent(whole: Path, pruned: Path, image: Any, threads: int, seconds: fl
 def case(network: Network, share: int, threads: int, given: argparse.Namespace) -> dict[str, Any]:
     """One answer and its independent timing."""
     began = time.perf_counter()
-    found = network.found(share, threads, given.scope)
+    found = network.found(share, threads, given.scope, given.probes)
     took = time.perf_counter() - began
     pruned = network.export(found.keep, f"{given.scope}-{share}-{threads}")
     measured = independent(network.whole, pruned, network.image, threads, given.seconds)
@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[70, 50, 35])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--scope", default="sensitivity", choices=["sensitivity", "local", "global"])
+    parser.add_argument("--probes", type=int, default=24, help="files timed for a table, at most")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each independent timing")
     parser.add_argument("--out", type=Path, default=Path("runs/latency"))
     given = parser.parse_args()
