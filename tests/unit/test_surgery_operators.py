@@ -115,6 +115,12 @@ def columns(x: Tensor) -> Tensor:
     return F.unfold(x, 3, padding=1).view(x.shape[0], 16, 9, 64).mean(2).view_as(x)
 
 
+def sequences(x: Tensor, lstm: nn.Module) -> Tensor:
+    """Rows and columns through a bidirectional LSTM of two layers (Sequencer)."""
+    rows, _ = lstm(x.permute(0, 2, 3, 1).reshape(-1, 8, 16))
+    return rows.view(x.shape[0], 8, 8, -1).permute(0, 3, 1, 2)
+
+
 def norms(x: Tensor, scale: Tensor) -> Tensor:
     """An RMS norm by hand, a global response norm, and a norm of order 1."""
     x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-5) * scale.view(-1, 1, 1)
@@ -137,6 +143,8 @@ def nets() -> dict[str, nn.Module]:
         "index_select and movedim": Between(sparse),
         "unfold": Between(gathered),
         "im2col": Between(columns),
+        "lstm": Between(sequences, 20, lstm=nn.LSTM(16, 10, 2, bidirectional=True, batch_first=True)),
+        "gru": Between(sequences, 10, gru=nn.GRU(16, 10, batch_first=True)),
         "norms by hand": Between(norms, scale=torch.rand(16)),
         "glu": Between(lambda x: F.glu(x, 1), 8),
         "cumsum over pixels": Between(lambda x: x.cumsum(2) / 4),

@@ -352,6 +352,37 @@ def _along(node: Call, values: dict[Call, Any], name: str) -> Any:
     return _scattered(out, alive, value.shape), mask
 
 
+def _recurrent(node: Call, values: dict[Call, Any], name: str) -> Any:
+    """lstm, gru, rnn: the layer with its alive inputs and units alone."""
+    value, mask = values[node.args[0]]  # type: ignore[index]
+    inputs = mask.flatten(0, -2).any(0)
+    _demand(bool((mask == inputs).all()), node, "inputs that are not pruned alike everywhere")
+    weights = [values[w] for w in node.args[2]]  # type: ignore[union-attr]
+    units = weights[1][1].any(0)
+    states = [values[s][0] for s in torch.utils._pytree.tree_leaves(node.args[1])]
+    _demand(not any(bool(s.any()) for s in states), node, "a state to start from that is not zero")
+    small = [_alive_part(w, own) for w, own in weights]
+    start = [s[..., : int(units.sum())] for s in states]
+    hx = start if isinstance(node.args[1], (list, tuple)) else start[0]
+    given = value.index_select(-1, inputs.nonzero()[:, 0])
+    rest = _values(node.args[3:], values)
+    out, *ends = _target(node)(given, hx, small, *rest)
+    both = out.shape[-1] // max(1, ends[0].shape[-1])
+    spread = [(out, units.repeat(both)), *[(end, units) for end in ends]]
+    return [
+        (_scattered(o, {o.dim() - 1: m.nonzero()[:, 0]}, (*o.shape[:-1], len(m))), m.expand(*o.shape[:-1], -1))
+        for o, m in spread
+    ]
+
+
+def _alive_part(value: Tensor, mask: Tensor) -> Tensor:
+    """The alive block of a parameter whose axes are pruned each on its own."""
+    for d in range(value.dim()):
+        alive = mask.movedim(d, 0).flatten(1).any(1) if value.dim() > 1 else mask
+        value = value.index_select(d, alive.nonzero()[:, 0])
+    return value
+
+
 def _reduce(node: Call, values: dict[Call, Any], name: str) -> Any:
     value, mask = values[node.args[0]]  # type: ignore[index]
     place = 2 if "norm" in name else 1  # an order comes first
@@ -380,6 +411,7 @@ _KINDS: tuple[tuple[Sequence[str], Callable[..., Any]], ...] = (
     (("scaled_dot_product_attention",), _attention),
     (("im2col",), _columns),
     (("glu",), _glu),
+    (("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
     (("cumsum", "cumprod", "tril", "triu"), _positional),
     (_WINDOWS, _window),
     (_REDUCE, _reduce),

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from niwaki.cost import Cost
 from niwaki.surgery.atoms import KEPT, Atoms, Axis, Ints
 from niwaki.surgery.rules import operator_of, rule_of
-from niwaki.surgery.trace import Traced, shape_of, source_of, trace
+from niwaki.surgery.trace import Call, Traced, shape_of, source_of, trace
 
 Keep = Mapping[str, Sequence[int]]
 Kept = dict[str, dict[int, list[int]]]
@@ -121,6 +121,14 @@ class Walk:
         else:
             pixels = shape_of(x.meta["val"])[2:] if transposed else shape[2:]
             self._count((other[0], other[1]), math.prod(w), math.prod(pixels) * shape[0] * batch)
+
+    def recurrence(self, node: fx.Node, weight: fx.Node) -> None:
+        """Count one weight of a recurrent layer: it is used once for each step of each sequence."""
+        sequences: Call = node.args[0]
+        steps = math.prod(shape_of(sequences.meta["val"])[:-1])
+        self._count(
+            tuple(self.axes[weight]), math.prod(shape_of(weight.meta["val"])), steps / self.traced.batch
+        )
 
     def einsum(self, node: fx.Node, names: list[str], tensors: list[fx.Node]) -> None:
         """Count an einsum: the product of all letters."""

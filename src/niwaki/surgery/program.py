@@ -25,18 +25,18 @@ _log_softmax _native_batch_norm_legit_no_training _safe_softmax _softmax _to_cop
 _upsample_bicubic2d_aa _upsample_bilinear2d_aa abs adaptive_avg_pool1d adaptive_avg_pool2d
 adaptive_max_pool2d add addmm alias alpha_dropout amax amin arange argmax avg_pool1d avg_pool2d baddbmm
 batch_norm bmm cat ceil celu channel_shuffle chunk clamp clamp_max clamp_min clone constant_pad_nd
-contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d copy cos cumsum detach div
+contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d copy cos cumprod cumsum detach div
 dropout einsum elu embedding eq exp expand expand_as feature_alpha_dropout feature_dropout flatten flip floor
-floor_divide full full_like gather ge gelu glu group_norm gt hardsigmoid hardswish hardtanh im2col
+floor_divide full full_like gather ge gelu glu group_norm gru gt hardsigmoid hardswish hardtanh im2col
 index index_put index_select instance_norm layer_norm le leaky_relu lift_fresh_copy
-linalg_vector_norm linear log log1p log_softmax logical_and logical_not logical_or lt masked_fill
+linalg_vector_norm linear log log1p log_softmax logical_and logical_not logical_or lstm lt masked_fill
 matmul max max_pool1d max_pool2d maximum mean min minimum mish mm movedim mul narrow
 native_group_norm native_layer_norm ne neg new_full new_ones new_zeros norm numel ones ones_like
 pad permute pixel_shuffle pixel_unshuffle pow prelu prod reciprocal reflection_pad2d relu relu6
-remainder repeat repeat_interleave replication_pad2d reshape rms_norm roll rsqrt rsub
+remainder repeat repeat_interleave replication_pad2d reshape rms_norm rnn_relu rnn_tanh roll rsqrt rsub
 scaled_dot_product_attention scatter select select_scatter selu sigmoid silu sin slice
 slice_scatter softmax softplus split split_with_sizes sqrt square squeeze stack std sub sum
-swapaxes sym_numel sym_size t tanh tile to topk transpose tril triu unbind unflatten unfold
+swapaxes sym_numel sym_size t take_along_dim tanh tile to topk transpose tril triu unbind unflatten unfold
 unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze upsample_bicubic2d upsample_bilinear2d
 upsample_nearest2d var var_mean view view_as where zeros zeros_like
 """

@@ -178,6 +178,19 @@ def _cut_range(node: Call, axes: Axes, alive: Alive, args: list[Any], kwargs: di
         args[2 : 2 + len(after)] = after
 
 
+def _written(node: Call, axes: Axes, alive: Alive, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """slice_scatter: where the range that is written over begins and ends."""
+    dim = dim_of(node, 2)
+    stays = _stays(axes, node.args[0], dim, alive)
+    source = axes.shape(node.args[1], alive)[dim]
+    if stays is None and source == shape_of(node.args[1].meta["val"])[dim]:
+        return
+    size = shape_of(node.meta["val"])[dim]
+    first = slice(*args[3:5]).indices(size)[0] if len(args) > 4 else slice(args[3], None).indices(size)[0]
+    start = first if stays is None else int(stays[:first].sum())
+    args[2:5] = [dim, start, start + source]
+
+
 def _padded(node: Call, axes: Axes, alive: Alive, args: list[Any], kwargs: dict[str, Any]) -> None:
     before, after = _pad_amounts(node, axes, alive)
     if before != after:
@@ -226,6 +239,7 @@ _REWRITES: dict[str, Rewrite] = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), _shaped(1)),
     "unflatten": _shaped(2),
     "expand": _expanded,
+    "slice_scatter": _written,
     **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), _made),
     **dict.fromkeys(("zeros", "ones", "full", "empty"), _made),
     **dict.fromkeys(_PIECES, _cut_pieces),

@@ -36,6 +36,7 @@ from niwaki.surgery.rules.pointwise import (
     same,
 )
 from niwaki.surgery.rules.products import addmm, attention, convolution, einsum, linear, matmul
+from niwaki.surgery.rules.recurrent import GATES, recurrent
 from niwaki.surgery.rules.shapes import (
     cat,
     channel_shuffle,
@@ -95,6 +96,7 @@ RULES: dict[str, Rule] = {
     "group_norm": group_norm,
     **dict.fromkeys(operators.POSITIONAL, positional),
     **dict.fromkeys(operators.TAKE, take),
+    **dict.fromkeys(GATES, recurrent),
     "unbind": unbind,
     "slice_scatter": slice_scatter,
     "unfold": windows,
