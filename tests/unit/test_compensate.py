@@ -313,3 +313,28 @@ def test_a_run_keeps_its_compensation(tmp_path: Path) -> None:
     assert same(taken_up()[0], first)
     widths.compensate = "none"
     assert points._compensated(None, base, widths, "asked", small, found) == (small, None)
+
+
+class Two(nn.Module):
+    """Two inputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.facts, self.head = conv(3, 8), nn.Linear(4, 8), nn.Linear(16, 3)
+
+    def forward(self, image: Tensor, facts: Tensor) -> dict[str, Tensor]:
+        """Logits of images and facts together."""
+        seen, known = self.image(image).relu().mean((2, 3)), self.facts(facts).relu()
+        return {"logits": self.head(torch.cat([seen, known], 1))}
+
+
+def test_several_inputs_by_name() -> None:
+    model, x = Two().eval(), {"image": images(64), "facts": torch.randn(64, 4)}
+    example = {name: value[:2] for name, value in x.items()}
+    small, axes, keep = halved(model, example)
+    found = prune.compensate(model, small, axes, keep, inputs=x)
+    with torch.no_grad():
+        wanted, got, cut = (m(**x)["logits"] for m in (model, found.model, small))
+    assert found.images == 64
+    assert (wanted - got).pow(2).mean() < 0.5 * (wanted - cut).pow(2).mean()

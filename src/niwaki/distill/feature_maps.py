@@ -150,7 +150,8 @@ def _projections(
                 )
         if _rows(a).shape[1] != _rows(b).shape[1]:
             raise inside.incomparable(
-                f"positions differ: {name} gives {inside.shapes([a])}, the teacher's {other} {inside.shapes([b])}"
+                f"positions differ: {name} gives {inside.shapes([a])}, the teacher's {other} "
+                f"{inside.shapes([b])}"
             )
         widths = _rows(a).shape[2], _rows(b).shape[2]
         out.append(_drawn(*widths).to(a.device) if all_of and widths[0] != widths[1] else nn.Identity())

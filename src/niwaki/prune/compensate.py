@@ -28,6 +28,7 @@ from niwaki.prune import activations
 from niwaki.prune.least_squares import argument, fitted
 from niwaki.spec import Spec
 from niwaki.surgery import Axes, Keep
+from niwaki.surgery.inputs import Example, few, leaves
 from niwaki.surgery.rules import operator_of
 from niwaki.surgery.trace import Call, Traced, owner_of, trace, with_weights
 
@@ -72,7 +73,7 @@ def compensate(
     axes: Axes,
     keep: Keep,
     *,
-    inputs: Tensor | tuple[Any, ...],
+    inputs: Example,
     how: str = "least-squares",
     ridge: float | None = None,
     memory: int = 2 << 30,
@@ -87,8 +88,8 @@ def compensate(
         model: the original.
         pruned: `surgery.shrink(model, axes, keep)`, not trained since.
         axes, keep: the analysis and the atoms that stayed.
-        inputs: calibration images float32 `[N, C, H, W]`, normalised as the model is used to, or a tuple of
-            inputs; 64 to 512 images are usual.
+        inputs: calibration images float32 `[N, C, H, W]`, normalised as the model is used to, or a tuple or
+            dict of inputs; 64 to 512 images are usual.
         ridge: how much a change of weights costs, relative to the mean square of the inputs; 0 is the smallest
             of the best changes. None chooses one for each layer, on every fourth batch held out.
         memory: bytes for activations; of more images than fit, the first are used.
@@ -99,12 +100,12 @@ def compensate(
         section 3.2.3: least squares; the asymmetric inputs are He et al.'s eq. 5. Here all linear layers are
         fitted, and the ridge pulls to the pruned weights instead of to zero.
     """
-    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    given = tuple(leaves(inputs))
     count = min((len(x) for x in given if isinstance(x, Tensor) and x.dim()), default=0)
     _check(how, ridge, count)
     small = copy.deepcopy(pruned).eval()
-    example = tuple(x[: axes.traced.batch] if isinstance(x, Tensor) and x.dim() else x for x in given)
-    after, before = with_weights(trace(small, example), small), with_weights(axes.traced, model)
+    before = with_weights(axes.traced, model)
+    after = with_weights(trace(small, few(inputs, images=before.batch)), small)
     each = activations.bytes_per_image(before) + activations.bytes_per_image(after)
     batches = activations.split(given, before, images=max(before.batch, memory // max(1, each)))
     pairs = _pairs(before, after)
