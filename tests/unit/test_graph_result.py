@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.zoo import Headed, block
+from tests.zoo import C2fSplit, Headed, block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +24,7 @@ from niwaki.tasks import Classify
 
 EXAMPLE = prune.drawn((8, 3, 16, 16), torch.Generator().manual_seed(0))
 SPEC = Spec(size_hw=(16, 16))
+ROOT = Path(__file__).parents[2]
 TASK = Classify(("a", "b", "c", "d", "e"))
 
 
@@ -197,25 +198,31 @@ _FRESH = """
 import sys, torch
 torch.set_num_threads(1)
 from niwaki.artifact import Artifact
-model = Artifact.open(sys.argv[1]).model()
-torch.save(model(torch.load(sys.argv[2])), sys.argv[2])
+from tests.zoo import C2fSplit, Headed
+graph, own, file = sys.argv[1:]
+models = Artifact.open(graph).model(), Artifact.open(own).model(builder=lambda: Headed(C2fSplit(), 16, 24))
+torch.save([model(torch.load(file)) for model in models], file)
 """
 
 
 def test_saved_in_one_process_and_loaded_in_another(tmp_path: Path) -> None:
-    model = SMALL.model
-    artifact = Artifact.save(tmp_path / "m.niwaki", model, spec=SPEC, task=TASK, builder="timm:resnet18")
+    """Bit for bit, a graph result without its class and a result of the user's own class."""
+    torch.manual_seed(0)
+    net = Headed(C2fSplit(), 16, 24).eval()
+    own = pruned(net)
+    assert own.result == "module"
+    graph, module, file = (str(tmp_path / name) for name in ("graph.niwaki", "own.niwaki", "x.pt"))
+    artifact = Artifact.save(graph, SMALL.model, spec=SPEC, task=TASK, builder="timm:resnet18")
+    Artifact.save(module, own.model, spec=SPEC, task=TASK, builder="net.py:make", fresh=net)
     assert artifact.manifest["builder"] is None
-    torch.save(EXAMPLE, tmp_path / "x.pt")
-    subprocess.run(
-        [sys.executable, "-c", _FRESH, str(tmp_path / "m.niwaki"), str(tmp_path / "x.pt")], check=True
-    )
-    assert torch.equal(torch.load(tmp_path / "x.pt"), model(EXAMPLE))
+    torch.save(EXAMPLE, file)
+    subprocess.run([sys.executable, "-c", _FRESH, graph, module, file], check=True, cwd=ROOT)
+    got = torch.load(file)
+    assert torch.equal(got[0], SMALL.model(EXAMPLE)) and torch.equal(got[1], own.model(EXAMPLE))
     again = artifact.model()
-    assert [(n, m.training) for n, m in again.named_modules()] == [
-        (n, m.training) for n, m in model.named_modules()
-    ]
-    one, other = copy.deepcopy(model).train(), copy.deepcopy(again).train()
+    modes = [[(name, m.training) for name, m in model.named_modules()] for model in (SMALL.model, again)]
+    assert modes[0] == modes[1]
+    one, other = copy.deepcopy(SMALL.model).train(), copy.deepcopy(again).train()
     torch.manual_seed(1)
     wanted = one(EXAMPLE)
     torch.manual_seed(1)

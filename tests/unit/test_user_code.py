@@ -41,15 +41,15 @@ class Two(nn.Module):
         return {"out": self.head(x), "more": [self.other(x), (x.mean(1),)]}
 
 
-@pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize(
-    "example",
+    ("example", "fixed"),
     [
-        (IMAGES, TABLE),
-        {"table": TABLE, "image": IMAGES},
-        {"image": IMAGES, "table": TABLE, "gain": torch.rand(8, 1, generator=DRAW)},
+        ((IMAGES, TABLE), False),
+        ({"image": IMAGES, "table": TABLE, "gain": torch.rand(8, 1, generator=DRAW)}, False),
+        ((IMAGES, TABLE), True),
+        ({"table": TABLE, "image": IMAGES}, True),
     ],
-    ids=["in order", "by name", "optional"],
+    ids=["in order", "optional", "graph in order", "graph by name"],
 )
 def test_several_inputs_and_nested_outputs(example: Any, fixed: bool) -> None:
     torch.manual_seed(0)
@@ -168,3 +168,23 @@ def test_parametrized_weights_stay_whole_and_are_named(layer: Any, operator: str
     parametrized = [n for g in axes.groups for n, _ in g.members if "parametrizations" in n]
     assert parametrized == []
     assert out.model.get_submodule("body.3.0").weight.shape[0] == 12
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18_fpn", pytest.param("lraspp_mobilenet_v3_large", marks=pytest.mark.bench)]
+)
+def test_a_detector_backbone_and_a_segmentation_network(name: str) -> None:
+    """The rest of torchvision is in benchmarks/coverage_torchvision.py."""
+    from torchvision import models
+    from torchvision.models.detection import backbone_utils
+
+    torch.manual_seed(0)
+    if name == "resnet18_fpn":
+        net = backbone_utils.resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
+    else:
+        net = models.get_model(name, weights=None, weights_backbone=None)
+    example = torch.zeros(1, 3, 32, 32)
+    out = cut(net.eval(), example)
+    assert out.result == "module" and not out.left and out.error <= 1e-4
+    assert type(out.model) is type(net)
+    assert list(out.model(example)) == list(net(example))
