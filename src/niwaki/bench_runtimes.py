@@ -110,7 +110,7 @@ def start(artifact: Artifact, runtime: str, precision: str, *, threads: int = 1)
     if done.returncode:
         says = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ArtifactError(
-            f"{artifact.path.name}: {runtime}:{precision} ended with {done.returncode} in a process of its own: "
+            f"{artifact.path.name}: {runtime}:{precision} ended with {done.returncode} in its own process: "
             f"{says[:200]}. Export it again.",
             code="artifact-export",
         )

@@ -61,18 +61,22 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
         image, out = interpreter.get_input_details(), interpreter.get_output_details()
     except Exception as error:  # ValueError or RuntimeError, by the damage
         raise refused(path, "LiteRT", error) from error
-    sides = [[(v["dtype"], len(v["shape"])) for v in side] for side in (image, out)]
-    if sides != [[(np.uint8, 4)], [(np.float32, 2)]] or image[0]["shape"][0] != 1:
+    sides = [[(np.dtype(v["dtype"]).name, len(v["shape"])) for v in side] for side in (image, out)]
+    takes, gives = [("uint8", 4)], ([("float32", 2)], [("int8", 2)])
+    if sides[0] != takes or sides[1] not in gives or image[0]["shape"][0] != 1:
         raise RuntimeFailed(
             f"{path.name}: takes and gives {sides}, expected uint8 [1, H, W, C] and float32 [1, K]. "
             "It was not exported by niwaki.",
             code="runtime-signature",
         )
 
+    scale, zero = out[0]["quantization"]  # int8 files give probabilities in steps of 1/256
+
     def run(images: npt.NDArray[np.uint8]) -> Any:
         interpreter.set_tensor(image[0]["index"], images)
         interpreter.invoke()
-        return interpreter.get_tensor(out[0]["index"])
+        found = interpreter.get_tensor(out[0]["index"])
+        return found if found.dtype == np.float32 else scale * (found.astype(np.float32) - zero)
 
     shape = [int(n) for n in image[0]["shape"][1:]]
     return Session(run, shape=shape, classes=int(out[0]["shape"][1]), batch=1, name="LiteRT")

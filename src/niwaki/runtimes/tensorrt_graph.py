@@ -60,6 +60,7 @@ def symmetric(proto: Any) -> None:
             kept += _pixels(node, values, graph)
             continue
         elif node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            kept += _clipped(node, values)
             _shift(node, values, graph)
             seen.update(dict.fromkeys(node.output))
         elif node.op_type in _MOVES and node.input[0] in seen:
@@ -80,6 +81,16 @@ def _float_bias(node: Any, values: dict[str, Any], graph: Any, stored: Any) -> N
     scale = numpy_helper.to_array(values[node.input[1]]).astype(np.float64)
     whole = (stored * scale).astype(np.float32)
     _add(graph, values, node.output[0], whole)
+
+
+def _clipped(node: Any, values: dict[str, Any]) -> list[Any]:
+    """The ReLU that a zero point of 0 stood for: u8 cuts off what is below zero, s8 does not."""
+    zero = numpy_helper.to_array(values[node.input[2]])
+    if node.op_type != "QuantizeLinear" or zero.dtype != np.uint8 or zero.any():
+        return []
+    source, name = node.input[0], f"{node.output[0]}_cut"
+    node.input[0] = name
+    return [onnx.helper.make_node("Relu", [source], [name], f"{node.name}_relu")]
 
 
 def _shift(node: Any, values: dict[str, Any], graph: Any) -> None:

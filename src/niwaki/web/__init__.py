@@ -22,7 +22,7 @@ from niwaki.errors import ArtifactError, MissingExtra
 
 PACKAGE = "onnxruntime-web@1.30.0"
 ENGINE = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-"""What the page needs of onnxruntime-web: its smallest bundle and the one WebAssembly file that belongs to it."""
+"""What the page needs of onnxruntime-web: its smallest bundle and the WebAssembly file that belongs to it."""
 PAGE = ("index.html", "main.js", "resize.js", "worker.js")
 
 
@@ -40,13 +40,13 @@ def write(artifact: Artifact, folder: str | Path, *, precision: str | None = Non
     held = artifact.exports.get("onnx", {})
     if wanted not in held:
         raise ArtifactError(
-            f"{artifact.path.name}: has no onnx export of precision {wanted!r}, it has {sorted(held) or 'none'}. "
-            f"Add it: niwaki export {artifact.path.name} --precision {wanted}.",
+            f"{artifact.path.name}: has no onnx export of precision {wanted!r}, it has "
+            f"{sorted(held) or 'none'}. Add it: niwaki export {artifact.path.name} --precision {wanted}.",
             code="artifact-export",
         )
     if folder.exists() and not (folder / "main.js").is_file() and any(folder.iterdir()):
         raise ArtifactError(
-            f"{folder}: holds something that is no page of niwaki's, so it is not replaced. Choose another --out.",
+            f"{folder}: holds something that is no page of niwaki's, so it stays. Choose another --out.",
             code="artifact-occupied",
         )
     engine = _engine()
