@@ -121,6 +121,12 @@ def sequences(x: Tensor, lstm: nn.Module) -> Tensor:
     return rows.view(x.shape[0], 8, 8, -1).permute(0, 3, 1, 2)
 
 
+def standardised(x: Tensor, weight: Tensor, gain: Tensor) -> Tensor:
+    """A convolution whose weights are standardised by a batch norm (NFNet)."""
+    flat = F.batch_norm(weight.reshape(1, 20, -1), None, None, weight=gain, training=True, momentum=0.0)
+    return F.conv2d(x, flat.reshape_as(weight), padding=1)
+
+
 def norms(x: Tensor, scale: Tensor) -> Tensor:
     """An RMS norm by hand, a global response norm, and a norm of order 1."""
     x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-5) * scale.view(-1, 1, 1)
@@ -145,6 +151,9 @@ def nets() -> dict[str, nn.Module]:
         "im2col": Between(columns),
         "lstm": Between(sequences, 20, lstm=nn.LSTM(16, 10, 2, bidirectional=True, batch_first=True)),
         "gru": Between(sequences, 10, gru=nn.GRU(16, 10, batch_first=True)),
+        "standardised weights": Between(
+            standardised, 20, weight=torch.randn(20, 16, 3, 3), gain=torch.rand(20)
+        ),
         "norms by hand": Between(norms, scale=torch.rand(16)),
         "glu": Between(lambda x: F.glu(x, 1), 8),
         "cumsum over pixels": Between(lambda x: x.cumsum(2) / 4),

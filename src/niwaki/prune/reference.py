@@ -48,6 +48,10 @@ upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_trili
 _REDUCE = """
 mean sum amax amin var std var_mean prod logsumexp norm linalg_vector_norm
 """.split()  # noqa: SIM905
+_BATCH_NORM = """
+batch_norm instance_norm _native_batch_norm_legit_no_training _native_batch_norm_legit
+_native_batch_norm_legit_functional native_batch_norm
+""".split()  # noqa: SIM905
 _CHECKS = """
 _assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range_for_size
 """.split()  # noqa: SIM905
@@ -213,13 +217,20 @@ def _positional(node: Call, values: dict[Call, Any], name: str) -> Any:
 
 
 def _batch_norm(node: Call, values: dict[Call, Any], name: str) -> Any:
-    out = _target(node)(*_values(node.args, values), **_values(node.kwargs, values))
-    first = out if isinstance(out, Tensor) else out[0]
-    lives = _lives(node, values)
-    mask = lives[0][1]
-    for _, own in lives[1:]:
-        mask = mask & own.view(-1, *[1] * (first.dim() - 2))
-    return (first, mask) if isinstance(out, Tensor) else [(first, mask), *[_whole(o) for o in out[1:]]]
+    """Statistics given: channel by channel. Statistics of the values themselves: of those that are alive."""
+    value, mask = values[node.args[0]]  # type: ignore[index]
+    uneven = [d for d in range(value.dim()) if d != 1 and not _even(mask, d)]
+    if uneven:
+        small, alive = _gathered(node, values, uneven)
+    else:
+        small, alive = value, {}
+    out = _target(node)(small, *_values(node.args[1:], values), **_values(node.kwargs, values))
+    lives = _lives(node, values)[1:]
+    for _, own in lives:
+        mask = mask & own.view(-1, *[1] * (value.dim() - 2))
+    if isinstance(out, Tensor):
+        return _scattered(out, alive, value.shape), mask
+    return [(_scattered(out[0], alive, value.shape), mask), *[_whole(o) for o in out[1:]]]
 
 
 def _window(node: Call, values: dict[Call, Any], name: str) -> Any:
@@ -415,7 +426,7 @@ _KINDS: tuple[tuple[Sequence[str], Callable[..., Any]], ...] = (
     (("cumsum", "cumprod", "tril", "triu"), _positional),
     (_WINDOWS, _window),
     (_REDUCE, _reduce),
-    (("batch_norm", "_native_batch_norm_legit_no_training", "instance_norm"), _batch_norm),
+    (_BATCH_NORM, _batch_norm),
     (("layer_norm", "rms_norm"), _last_norm),
     (("group_norm",), _group_norm),
     (("softmax", "_softmax", "log_softmax", "_safe_softmax"), _along),

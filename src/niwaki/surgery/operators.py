@@ -37,6 +37,10 @@ CONSTANT = """
 arange zeros ones full linspace new_zeros new_ones new_full new_empty empty scalar_tensor eye rand
 randn
 """.split()  # noqa: SIM905
+BATCH_NORM = """
+batch_norm instance_norm _native_batch_norm_legit_no_training _native_batch_norm_legit
+_native_batch_norm_legit_functional native_batch_norm
+""".split()  # noqa: SIM905
 CONV = """
 conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution
 """.split()  # noqa: SIM905

@@ -91,7 +91,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("transpose", "t", "swapaxes"), transpose),
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), expand),
     **dict.fromkeys(("layer_norm", "rms_norm"), last_norm),
-    **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training", "instance_norm"), channel_norm),
+    **dict.fromkeys(operators.BATCH_NORM, channel_norm),
     "scaled_dot_product_attention": attention,
     "group_norm": group_norm,
     **dict.fromkeys(operators.POSITIONAL, positional),

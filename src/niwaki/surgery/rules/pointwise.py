@@ -37,12 +37,20 @@ def elementwise(walk: Walk, node: Call) -> Rows:
 
 
 def channel_norm(walk: Walk, node: Call) -> Any:
-    """batch_norm and instance_norm: weight, bias and statistics belong to axis 1."""
+    """batch_norm and instance_norm: weight, bias and statistics belong to axis 1.
+
+    Statistics that are taken from the values themselves are those of the kept elements.
+    """
     axes = axes_of(walk, node.args[0])
     for x in walk.tensors_of(node)[1:]:
         walk.atoms.tie(axes[1], axes_of(walk, x)[0])
-    out = list(axes)
-    return [out, [None], [None]] if isinstance(node.meta["val"], (tuple, list)) else out
+    out, value = [axes[0], walk.atoms.resolve(axes[1]), *axes[2:]], node.meta["val"]
+    if not isinstance(value, (tuple, list)):
+        return out
+    return [
+        out,
+        *[[out[1] if size == sizes_of(node.args[0])[1] else None for size in shape_of(v)] for v in value[1:]],
+    ]
 
 
 def last_norm(walk: Walk, node: Call) -> Any:
