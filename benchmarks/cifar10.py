@@ -2,12 +2,18 @@
 
     NIWAKI_DATA=... python benchmarks/cifar10.py --seeds 0 1 2 --epochs 15
 
-The residual streams stay whole (their groups are skipped), widths are multiples of 8, recovery is distillation
-from the checkpoint, last epoch. How these were chosen: by latency and parameter counts, and after one trial
-epoch of another setting (widths in multiples of 16) on this very checkpoint, whose val and test scores were
-seen (82.99 and 81.39 %). So the choice is not blind; nothing was tuned after it. The checkpoint has seen all
-50 000 training images, so its accuracy on the split called val says nothing, and no point is refused for it
-(`max_drop=1`); only the test split is quoted. Runs go on where they stopped, under --out.
+The residual streams stay whole (their groups are skipped), widths are multiples of 8, what was cut is made up
+for by least squares on 256 training images, and recovery is distillation from the checkpoint in bfloat16; last
+epoch, 2 % of the training images held out as val.
+
+How this was chosen. The checkpoint has seen all 50 000 training images, so nothing can be chosen on it: its
+accuracy on val says nothing, no point is refused for it (`max_drop=1`), and only the test split is quoted.
+Streams and multiples were fixed by latency and parameter counts, after one trial epoch of another setting
+(multiples of 16, 81.4 % on test) on this checkpoint. The recovery was chosen on the val split of a ResNet-20
+trained here from random weights (88.4 % of val): after 4 epochs of recovery batch 128 gave 86.9, batch 64 86.7,
+half the learning rate 86.8, least squares before it 87.0 %. Two earlier single runs of this script had been
+seen: without least squares, in float32, with 15 % held out: 90.33 % (15 epochs) and 90.18 % (8 epochs).
+Runs go on where they stopped, under --out.
 """
 
 from __future__ import annotations
@@ -28,8 +34,8 @@ STREAMS = ("bn1.weight", "layer2.0.bn2.weight", "layer3.0.bn2.weight")
 def run(seed: int, *, epochs: int, out: Path, weights: Path) -> dict[str, Any]:
     """One seed's result."""
     plan = nw.Plan(
-        nw.step("prune.channels", multiple=8, skip=STREAMS),
-        nw.step("distill.logits", epochs=epochs, batch=128),
+        nw.step("prune.channels", multiple=8, skip=STREAMS, compensate="least-squares"),
+        nw.step("distill.logits", epochs=epochs, batch=128, precision="bfloat16"),
     )
     return nw.fit(
         "cifar10",
@@ -39,6 +45,7 @@ def run(seed: int, *, epochs: int, out: Path, weights: Path) -> dict[str, Any]:
         budget="macs=50%",
         max_drop=1.0,
         plan=plan,
+        val=0.02,
         seed=seed,
         out=out / f"seed{seed}-epochs{epochs}",
         show=lambda p: p.epoch_ended and print(f"epoch {p.epoch}: loss {p.loss:.3f}", file=sys.stderr),
