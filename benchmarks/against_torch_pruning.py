@@ -1,7 +1,7 @@
 """Torch-Pruning 1.6.1 by its README's recipe and niwaki, side by side on the models of timm_smallest.txt.
 
     pip install torch-pruning==1.6.1       # a development dependency of this script alone
-    python benchmarks/against_torch_pruning.py --out runs/against_torch_pruning.json [--only NAME ...] [--limit 60]
+    python benchmarks/against_torch_pruning.py [--out FILE.json] [--only NAME ...] [--limit 60]
 
 Each model and tool runs in a process of its own with `--limit` seconds. Torch-Pruning gets the classifier as
 ignored layer, `num_heads` of every attention that has `qkv`, and afterwards the attention's sizes mended by
