@@ -121,10 +121,15 @@ def explore(
         from niwaki.job.tries import Tries
 
         tries = Tries(
-            data=read, spec=spec, model=model, weights=weights, seed=seed, pretrained=pretrained,
-            folder=path / "trials", show=show,
+            data=read, spec=spec, model=_anywhere(model), seed=seed, pretrained=pretrained, show=show,
+            weights=None if weights is None else Path(weights).resolve(), folder=path.resolve() / "trials",
         )  # fmt: skip
         return folder.result or _Search(asked, given, folder, tries, storage, cluster).run()
+
+
+def _anywhere(model: Any) -> Any:
+    """A user's file by its whole path: a cluster's processes have another working directory."""
+    return str(Path(model).resolve()) if isinstance(model, str) and not works.by_name(model) else model
 
 
 def _space(space: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:

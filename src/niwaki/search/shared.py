@@ -94,10 +94,13 @@ def ray(
         MissingExtra: Ray is not installed. [extra-missing]
         PlanError: Ray finished without a result for a setting; the message holds its reason. [search-cluster]
     """
-    tool = require("ray", extra="search")
-    tune = require("ray.tune", extra="search")
+    tool = require("ray", extra="cluster")
+    tune = require("ray.tune", extra="cluster")
     if not tool.is_initialized():
-        tool.init(address=None if address == "local" else address, log_to_driver=False)
+        where: dict[str, Any] = {"address": address}
+        if address == "local":
+            where = {"address": "local", "include_dashboard": False}
+        tool.init(**where, log_to_driver=False)
 
     def trainable(config: dict[str, Any]) -> None:
         tune.report({"trial": json.dumps(measure(settings[config["index"]], epochs)), "index": config["index"]})
