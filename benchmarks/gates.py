@@ -101,7 +101,7 @@ def seed_row(given: argparse.Namespace, dataset: DataSet, seed: int) -> dict[str
         samples = samples.take(given.train_images, seed=seed)
     steps: Given = {
         "task": task, "spec": spec, "train": samples, "flip": dataset.flip, "seed": seed,
-        "batch": given.batch, "lr": given.lr,
+        "batch": given.batch, "lr": given.lr, "augment": "none" if given.digits else "weak",
     }  # fmt: skip
     fresh = fresh or vit(given, size, len(dataset.classes))
     base = training.fit(fresh, epochs=given.base_epochs, **steps)
@@ -140,10 +140,10 @@ def main() -> None:
     parser.add_argument("--depth", type=int, help="default 6")
     parser.add_argument("--patch", type=int, help="default 4")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, help="default 2e-3")
     given = parser.parse_args()
-    usual = (8, 6, 48, 3, 2) if given.digits else (20, 12, 96, 6, 4)
-    for name, value in zip(("base_epochs", "epochs", "dim", "depth", "patch"), usual, strict=True):
+    usual = (24, 12, 48, 3, 2, 5e-3) if given.digits else (20, 12, 96, 6, 4, 2e-3)
+    for name, value in zip(("base_epochs", "epochs", "dim", "depth", "patch", "lr"), usual, strict=True):
         if getattr(given, name) is None:
             setattr(given, name, value)
     torch.set_num_threads(1)
