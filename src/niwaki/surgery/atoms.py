@@ -24,6 +24,7 @@ class Atoms:
 
     def __init__(self) -> None:
         self._parent = np.zeros(1024, dtype=np.int64)
+        self._compound = np.zeros(1024, dtype=bool)  # whether an atom stands for others
         self._count = 1
         self._stands_for: dict[int, tuple[int, ...]] = {}
         self.factors: list[tuple[Axis, Axis]] = []  # axes whose product is one axis
@@ -34,6 +35,7 @@ class Atoms:
             return None
         while self._count + size > len(self._parent):
             self._parent = np.concatenate([self._parent, np.zeros_like(self._parent)])
+            self._compound = np.concatenate([self._compound, np.zeros_like(self._compound)])
         new = np.arange(self._count, self._count + size)
         self._parent[new] = new
         self._count += size
@@ -73,14 +75,15 @@ class Atoms:
         return np.stack(columns, axis=1) if columns else None
 
     def _expanded(self, column: Ints) -> list[Ints]:
-        if not self._stands_for or not np.isin(column, self._stood_for()).any():
+        if not self._compound[column].any():
             return [column]
-        rows = [self.row((int(atom),)) for atom in column]
-        padded = _pad(rows)
-        return [] if padded is None else list(padded.T)
+        atoms, where = np.unique(column, return_inverse=True)
+        padded = _pad([self.row((int(atom),)) for atom in atoms])
+        return [] if padded is None else list(padded[where].T)
 
-    def _stood_for(self) -> Ints:
-        return np.fromiter(self._stands_for, dtype=np.int64)
+    def _stand_for(self, atom: int, row: tuple[int, ...]) -> None:
+        self._stands_for[atom] = row
+        self._compound[atom] = True
 
     def _roots(self, axis: Ints) -> Ints:
         while True:
@@ -125,9 +128,9 @@ class Atoms:
         if not only_a and not only_b:
             return
         if len(a) == 1 and len(only_b) == len(b) > 1:
-            self._stands_for[a[0]] = b
+            self._stand_for(a[0], b)
         elif len(b) == 1 and len(only_a) == len(a) > 1:
-            self._stands_for[b[0]] = a
+            self._stand_for(b[0], a)
         elif len(only_a) == len(only_b):
             for x, y in zip(only_a, only_b, strict=True):
                 self._union(x, y)
