@@ -1,0 +1,91 @@
+"""bench --all-runtimes: one row an export with exactly the documented fields, as JSON, text and chart."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from niwaki import Artifact, Classify, Spec, bench_chart, bench_runtimes, nets
+from niwaki.cli import main
+from niwaki.data import Samples
+from niwaki.errors import ArtifactError
+
+torch.set_num_threads(1)
+FIELDS = {"agreement", "max_error", "accuracy", "ms", "p90_ms", "start_ms", "mb", "peak_mb"}
+SPEC = Spec(size_hw=(12, 12), mean=(0.5,), std=(0.25,), channels=1)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    torch.manual_seed(0)
+    model = nets.build("niwaki:small", classes=4, channels=1).eval()
+    folder = tmp_path_factory.mktemp("bench") / "a.niwaki"
+    art = Artifact.save(folder, model, spec=SPEC, task=Classify(tuple("abcd")), builder="niwaki:small")
+    art.export("onnx")
+    art.export("torch")
+    return art
+
+
+def samples(count: int = 50) -> Samples:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 12, 12, 1), np.uint8)
+    names = tuple(map(str, range(count)))
+    return Samples(sources=pixels, names=names, labels=np.arange(count) % 4)
+
+
+def test_rows_have_the_documented_fields(artifact: Artifact) -> None:
+    data = samples()
+    found = bench_runtimes.measure(artifact, data=data, rounds=3)
+    assert set(found["runtimes"]) == {"onnx:float32", "torch:float32"}
+    predicted = artifact.session("onnx")(data.batch(range(50), SPEC)).argmax(1)
+    for row in found["runtimes"].values():
+        assert set(row) == FIELDS
+        assert row["agreement"] == 1.0
+        assert row["max_error"] < 1e-4
+        assert row["accuracy"] == pytest.approx(float((predicted == data.labels).mean()))
+        assert 0 < row["ms"] < row["start_ms"]
+    rows = found["runtimes"]
+    assert rows["torch:float32"]["peak_mb"] > rows["onnx:float32"]["peak_mb"] + 50  # torch itself
+    assert found["fastest"]["name"] == min(rows, key=lambda name: rows[name]["ms"])
+    assert found["reference"] == "the torch model"
+    chart = ElementTree.fromstring(bench_chart.svg(found))
+    texts = [text.text for text in chart.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"onnx:float32", "torch:float32"} <= set(texts)
+
+
+def test_slower_int8_is_said_and_same_numbers_are_compared() -> None:
+    slow, quick = np.full(9, 2.0), np.full(9, 1.0)
+    taken = {"onnx:float32": quick, "onnx:int8": slow, "ncnn:int8": slow}
+    assert bench_runtimes._slower(taken) == ["onnx:int8"]
+    assert bench_runtimes._slower({"onnx:float32": slow, "onnx:int8": quick}) == []
+    one = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
+    given = {"onnx:int8": one, "openvino:int8": one[::-1]}
+    assert bench_runtimes._same_numbers(given) == {"openvino:int8": 0.0}
+
+
+def test_the_command_line(artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chart = tmp_path / "c.svg"
+    words = ["bench", str(artifact.path), "--all-runtimes", "--rounds", "2", "--chart", str(chart)]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {name: set(row) for name, row in found["runtimes"].items()} == {
+        "onnx:float32": FIELDS,
+        "torch:float32": FIELDS,
+    }
+    assert chart.read_text().startswith("<svg")
+    assert main(["bench", str(artifact.path)]) == 2
+
+
+def test_an_artifact_without_exports_says_what_to_do(tmp_path: Path) -> None:
+    model = nets.build("niwaki:small", classes=4, channels=1).eval()
+    task = Classify(tuple("abcd"))
+    art = Artifact.save(tmp_path / "a.niwaki", model, spec=SPEC, task=task, builder="niwaki:small")
+    with pytest.raises(ArtifactError, match="no export runs here"):
+        bench_runtimes.measure(art)
+    with pytest.raises(ArtifactError) as caught:
+        bench_runtimes.start(art, "onnx", "float32")
+    assert caught.value.code == "artifact-export"
