@@ -4,7 +4,7 @@
         niwaki.json            what it is: format, spec, task, builder, structure, plan, costs,
         scores, versions weights.safetensors    parameters and buffers by name
         graph.json             only without a builder: the graph, over allow-listed operators
-        exports/onnx/*.onnx    what runtimes run
+        exports/RUNTIME/*      what runtimes run
         SHA256SUMS             of every file above
 
 Opening reads JSON and checksums; no torch, no pickle, no code from the folder. `model()` rebuilds
