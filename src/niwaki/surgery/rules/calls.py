@@ -14,15 +14,18 @@ Rows = list[Axis]
 
 
 def axes_of(walk: Walk, node: Any) -> Rows:
+    """The axes of a value, one a dimension."""
     axes: Rows = walk.axes[node]
     return axes
 
 
 def sizes_of(node: Call) -> tuple[int, ...]:
+    """The shape of a value, of the graph's own batch."""
     return shape_of(node.meta["val"])
 
 
 def argument(node: Call, place: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, given by place or by name."""
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
