@@ -14,18 +14,12 @@ from typing import Any
 import numpy as np
 
 from niwaki.cost import Budget, Cost
-from niwaki.search import knapsack, table
+from niwaki.search import correct, knapsack, table
 from niwaki.search.budget import MARGIN, WITHIN, Found, Keep, Scores, unreachable
 from niwaki.search.counts import Counts, Widths
 
 SENSITIVITY = "sensitivity"
 """The scope of `prune.channels` by which `niwaki fit` allocates."""
-CHECKS = 5
-"""Real files asked after the table: the first, and corrections."""
-DOWN = 4
-"""So many more while all of them cost too much."""
-NUDGE, NUDGES = 0.004, 5
-"""Where the best widths within an aim were tried already: how far it is moved, and how often."""
 FINE = (32, 64, 128)
 """Widths a group may take where costs are counted, at most; more of them while they are too coarse."""
 Losses = dict[str, list[float]]
@@ -129,12 +123,14 @@ class _Space:
         return {name: widths for name, widths in levels.items() if len(widths) > 1}
 
     def by_scores(self, levels: Levels) -> Losses:
-        """Losses without data: minus the logarithm of the share of squared score that stays."""
+        """Losses without data: minus the logarithm of the share of squared score that stays, for each place
+        that the group sits in."""
         out: Losses = {}
         for name, widths in levels.items():
             kept = np.cumsum(np.sort(np.square(self.scores[name]))[::-1])
             shares = [kept[w - 1] / kept[-1] if w else 1e-3 for w in widths]
-            out[name] = [max(0.0, float(-np.log(max(share, 1e-3)))) for share in shares]
+            places = self.counts.places(name)
+            out[name] = [places * max(0.0, float(-np.log(max(share, 1e-3)))) for share in shares]
         return out
 
 
@@ -180,9 +176,10 @@ def _share_of(space: _Space, budget: Budget, baseline: Cost) -> Callable[[Keep],
     return lambda keep: budget.got(space.axes.cost(keep), baseline)
 
 
-def _found(space: _Space, widths: Widths, multiple: int, got: Callable[[Keep], float]) -> Found:
+def _found(space: _Space, widths: Widths, multiple: int, got: float | Callable[[Keep], float]) -> Found:
     keep = space.keep(widths)
-    return Found(keep=keep, cost=space.axes.cost(keep), got=got(keep), multiple=multiple)
+    measured = got(keep) if callable(got) else got
+    return Found(keep=keep, cost=space.axes.cost(keep), got=measured, multiple=multiple)
 
 
 def _point(found: Found) -> dict[str, Any]:
@@ -211,54 +208,13 @@ def _measured(
     step = multiple or costs.step
     levels = space.levels(step)
     lost = losses(levels)
-    tried, points = [start], [(costs.cost({}), start.got)]
-    for number in range(CHECKS + DOWN):
-        below = any(found.got <= top for found in tried)
-        if (below and number >= CHECKS) or any(low <= found.got <= top for found in tried):
-            break
-        widths = _new(costs, levels, lost, _aim(points, (top + low) / 2), not below, [p[0] for p in points])
-        if widths is None:
-            break
-        tried.append(_found(space, widths, step, measure))
-        points.append((costs.cost(widths), tried[-1].got))
-    if not any(found.got <= top for found in tried):
-        tried.append(_found(space, {name: own[0] for name, own in levels.items()}, step, measure))
+
+    def ask(widths: Widths) -> float:
+        return measure(space.keep(widths))
+
+    asked = correct.corrected(costs.cost, levels, lost, ask, whole=start.got, window=(low, top))
+    tried = [start, *(_found(space, one.widths, step, one.got) for one in asked[1:])]
     return _best(budget, tried, top)
-
-
-def _new(
-    costs: table.Table,
-    levels: Levels,
-    lost: Mapping[str, Sequence[float]],
-    aim: float,
-    down: bool,
-    known: list[float],
-) -> Widths | None:
-    """The best widths within the aim; where they were tried already, within a little less or more."""
-    for nudge in range(NUDGES):
-        change = NUDGE * nudge * (-1 if down else 1)
-        limit = aim * (1 + change)
-        widths = knapsack.within(costs.cost, levels, lost, limit, low=limit * (1 - WITHIN / 2))
-        if widths is None:
-            return None
-        if costs.cost(widths) not in known:
-            return widths
-    return None
-
-
-def _aim(points: Sequence[tuple[float, float]], wanted: float) -> float:
-    """The cost by the table at which the real one is `wanted`, from (by the table, real) so far."""
-    above = [point for point in points if point[1] > wanted]
-    below = [point for point in points if point[1] <= wanted]
-    if len(points) == 1:
-        return wanted * points[0][0] / points[0][1]
-    if not above or not below:
-        nearest = min(points[1:], key=lambda point: abs(point[1] - wanted))
-        return nearest[0] * wanted / nearest[1]
-    (a, real_a), (b, real_b) = max(below), min(above)
-    if a >= b:  # noise turned the order round
-        return (a + b) / 2
-    return a + (wanted - real_a) * (b - a) / (real_b - real_a)
 
 
 def _best(budget: Budget, tried: list[Found], top: float) -> Found:

@@ -47,6 +47,10 @@ class Counts:
         """Atoms of a group."""
         return int(self._groups[name].size)
 
+    def places(self, name: str) -> int:
+        """How many axes of calls a group sits in: 2 inside a block, many for a residual stream."""
+        return sum(name in self._axes[axis][1] for _, axes in self._calls for axis in axes)
+
     def calls(self, widths: Mapping[str, int]) -> Floats:
         """Multiply-adds of each call, for one image: float64 `[calls]`."""
         return np.array([self._product(call, widths) for call in self._calls])
