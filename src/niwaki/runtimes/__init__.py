@@ -77,4 +77,7 @@ def support(name: str) -> dict[str, Any]:
 
 
 def _there(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:  # a package that is kept from being imported
+        return False

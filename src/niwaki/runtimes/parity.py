@@ -20,6 +20,7 @@ from torch import nn
 from niwaki import runtimes
 from niwaki.errors import ParityError
 from niwaki.runtimes.limits import LIMITS, Parity, compare
+from niwaki.runtimes.limits import Limits as Limits
 from niwaki.spec import Spec
 from niwaki.tasks import Task
 
