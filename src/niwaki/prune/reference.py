@@ -413,9 +413,15 @@ def _even(mask: Tensor, dim: int) -> bool:
     return bool((mask.any(dim) == mask.all(dim)).all())
 
 
+def _new(node: Call, values: dict[Call, Any], name: str) -> Any:
+    """A constant that takes no more from a tensor than its type: alive throughout."""
+    return _plain(node, values)
+
+
 _KINDS: tuple[tuple[Sequence[str], Callable[..., Any]], ...] = (
     (_MOVES, _move),
     (_POINTWISE, _pointwise),
+    (("new_zeros", "new_ones", "new_full", "new_empty"), _new),
     (_WEIGHTED, _weighted),
     (("matmul", "mm", "bmm", "einsum"), _matmul),
     (("addmm", "baddbmm"), _addmm),

@@ -21,24 +21,37 @@ from torch import Tensor, nn
 from niwaki.errors import ArtifactError, NiwakiError, UnsafeArtifact
 
 _ATEN = """
-_log_softmax _native_batch_norm_legit_no_training _safe_softmax _softmax _to_copy _unsafe_view
-_upsample_bicubic2d_aa _upsample_bilinear2d_aa abs adaptive_avg_pool1d adaptive_avg_pool2d
-adaptive_max_pool2d add addmm alias alpha_dropout amax amin arange argmax avg_pool1d avg_pool2d baddbmm
-batch_norm bmm cat ceil celu channel_shuffle chunk clamp clamp_max clamp_min clone constant_pad_nd
-contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d copy cos cumprod cumsum detach div
-dropout einsum elu embedding eq exp expand expand_as feature_alpha_dropout feature_dropout flatten flip floor
-floor_divide full full_like gather ge gelu glu group_norm gru gt hardsigmoid hardswish hardtanh im2col
-index index_put index_select instance_norm layer_norm le leaky_relu lift_fresh_copy
-linalg_vector_norm linear log log1p log_softmax logical_and logical_not logical_or lstm lt masked_fill
-matmul max max_pool1d max_pool2d maximum mean min minimum mish mm movedim mul narrow
-native_group_norm native_layer_norm ne neg new_full new_ones new_zeros norm numel ones ones_like
-pad permute pixel_shuffle pixel_unshuffle pow prelu prod reciprocal reflection_pad2d relu relu6
-remainder repeat repeat_interleave replication_pad2d reshape rms_norm rnn_relu rnn_tanh roll rsqrt rsub
-scaled_dot_product_attention scatter select select_scatter selu sigmoid silu sin slice
-slice_scatter softmax softplus split split_with_sizes sqrt square squeeze stack std sub sum
-swapaxes sym_numel sym_size t take_along_dim tanh tile to topk transpose tril triu unbind unflatten unfold
-unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze upsample_bicubic2d upsample_bilinear2d
-upsample_nearest2d var var_mean view view_as where zeros zeros_like
+__and__ __or__ __xor__ _adaptive_avg_pool2d _fft_c2c _fft_c2r _fft_r2c _log_softmax
+_native_batch_norm_legit_no_training _safe_softmax _softmax _to_copy _unsafe_view
+_upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact2d _weight_norm abs acos
+adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+add addcdiv addcmul addmm addmv affine_grid_generator alias all alpha_dropout amax amin any arange
+argmax argmin argsort asin atan atan2 avg_pool1d avg_pool2d avg_pool3d baddbmm batch_norm
+bitwise_and bitwise_not bitwise_or bitwise_xor bmm broadcast_to bucketize cat cdist ceil celu
+channel_shuffle chunk clamp clamp_max clamp_min clone col2im complex constant_pad_nd contiguous
+conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution copy cos cosh
+cosine_similarity cumprod cumsum detach diag_embed diagonal div dot dropout einsum elu embedding eq
+erf erfc exp exp2 expand expand_as expm1 eye feature_alpha_dropout feature_dropout fft_fft2
+fft_ifft2 fft_irfft fft_irfft2 fft_rfft fft_rfft2 fill flatten flip floor floor_divide fmod full
+full_like gather ge gelu glu glu_jvp grid_sampler grid_sampler_2d group_norm gru gt hardshrink
+hardsigmoid hardswish hardtanh hypot im2col imag index index_add index_put index_select
+instance_norm isinf isnan layer_norm le leaky_relu lerp lift_fresh_copy linalg_norm
+linalg_vector_norm linear linspace log log10 log1p log2 log_sigmoid log_softmax logical_and
+logical_not logical_or logical_xor logit logsumexp lstm lt masked_fill matmul max max_pool1d
+max_pool2d max_pool2d_with_indices max_pool3d maximum mean meshgrid min minimum mish mm movedim mul
+mv nan_to_num narrow native_channel_shuffle native_group_norm native_layer_norm ne neg new_full
+new_ones new_zeros norm numel ones ones_like outer pad permute pixel_shuffle pixel_unshuffle polar
+positive pow prelu prod rad2deg real reciprocal reflection_pad1d reflection_pad2d reflection_pad3d
+relu relu6 remainder renorm repeat repeat_interleave replication_pad1d replication_pad2d
+replication_pad3d reshape reshape_as rms_norm rnn_relu rnn_tanh roll rsqrt rsub scalar_tensor
+scaled_dot_product_attention scatter scatter_add select select_copy select_scatter selu sigmoid sign
+silu sin sinh slice slice_scatter softmax softplus softshrink sort split split_with_sizes sqrt
+square squeeze stack std std_mean sub sum swapaxes sym_numel sym_size t take_along_dim tan tanh
+tensor_split threshold tile to topk trace transpose tril tril_indices triu triu_indices true_divide
+trunc type_as unbind unflatten unfold unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze
+upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
+upsample_nearest3d upsample_trilinear3d var var_mean vdot view view_as view_as_complex view_as_real
+where zeros zeros_like
 """
 OPERATORS = frozenset(_ATEN.split())
 """ATen operators that a graph may call, any overload of them: arithmetic on tensors, nothing else."""
