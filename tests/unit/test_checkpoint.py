@@ -90,6 +90,7 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
 
 def test_ctrl_c_in_the_middle_of_a_step_leaves_a_whole_one(tmp_path: Path) -> None:
     calls = 0
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 
     def pressing(model: nn.Module, batch: Batch) -> torch.Tensor:
         nonlocal calls
@@ -110,7 +111,7 @@ def test_ctrl_c_in_the_middle_of_a_step_leaves_a_whole_one(tmp_path: Path) -> No
             checkpoint=path,
         ):
             pass
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
     resumed = copy.deepcopy(start)
     assert next(iter(p.step for p in walk(copy.deepcopy(start), path))) == 6
     for _ in walk(resumed, path):
