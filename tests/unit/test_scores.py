@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -432,3 +434,12 @@ def test_a_task_of_other_classes_can_be_judged() -> None:
     axes = surgery.analyse(model, EXAMPLE)
     found = prune.gather(model, axes, task=Classify(("a", "b", "c")), spec=SPEC, samples=DATA.at(range(4)))
     assert found.images == 4
+
+
+def test_the_program_on_the_page_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scores.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    counts = [sum(p.numel() for p in names[net].parameters()) for net in ("small", "model")]
+    assert counts[0] < 0.6 * counts[1]
