@@ -205,9 +205,9 @@ def test_what_a_difference_cannot_hold_is_refused(tmp_path: Path) -> None:
 def test_operators_that_a_graph_cannot_hold_are_named(tmp_path: Path) -> None:
     class Odd(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.fft.rfft2(x).real.mean((2, 3))
+            return torch.special.bessel_j0(x).mean((2, 3))
 
-    with pytest.raises(ModelError, match=r"aten\.fft_rfft2") as caught:
+    with pytest.raises(ModelError, match=r"aten\.special_bessel_j0") as caught:
         Artifact.save(tmp_path / "x", Odd(), spec=SPEC, task=TASK)
     assert caught.value.code == "program-operator"
 
