@@ -61,6 +61,7 @@ def fit(inputs: Path, out: str, *, processes: int) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_make_what_one_makes(inputs: Path) -> None:
     """Same widths and, without batch norm, the same weights to float tolerance; one answer is printed."""
     one, two = fit(inputs, "one", processes=1), fit(inputs, "two", processes=2)
@@ -80,6 +81,7 @@ def test_two_processes_make_what_one_makes(inputs: Path) -> None:
     assert all(np.array_equal(b[name], c[name]) for name in b)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_first_ends_them_all(inputs: Path) -> None:
     """An impossible budget: the first says why, the others do not hang."""
     (inputs / "plan.toml").write_text(PLAN.replace("multiple = 4", "multiple = 16"))
