@@ -143,6 +143,10 @@ CASES: dict[str, Callable[[], nn.Module]] = {
 """Name of an operator -> what makes the middle of its network."""
 
 
+LACKS = {"litert": ("transposed",)}
+"""What a runtime's converter has no form for; `test_operators` holds that it is refused by name."""
+
+
 class Together(nn.Module):
     """Several cases side by side, their outputs one after the other: one export tries them all."""
 

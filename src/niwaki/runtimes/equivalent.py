@@ -7,6 +7,8 @@ Rules are per operator. A form here computes the same function, up to the order 
 | `x[:, :, ::s, ::t]` | max pooling with a 1x1 window and stride (s, t) |
 | `x.reshape(B, N, P, H, D).permute(2, ...).unbind(0)` | each of the P parts sliced from the last axis of `x` |
 | adaptive max pooling where sizes divide | max pooling with that window |
+| nearest resizing (LiteRT takes pixels' centres, torch their corners) | rows and columns picked by index |
+| GELU by tanh (ExecuTorch's kernel is 6e-4 off) | its formula |
 | scaled dot-product attention | two matrix products and a softmax |
 """
 
@@ -128,9 +130,38 @@ def _adaptive_max(x: Tensor, output_size: Any, return_indices: bool = False) -> 
     return functional.max_pool2d(x, window, stride=window)
 
 
+def _nearest(
+    x: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Any:
+    if mode != "nearest" or x.ndim != 4:
+        return NotImplemented
+    shape = functional.interpolate(
+        torch.zeros(1, 1, *map(int, x.shape[-2:])),
+        size,
+        scale_factor,
+        recompute_scale_factor=recompute_scale_factor,
+    ).shape
+    for axis in (2, 3):
+        given, wanted = int(x.shape[axis]), int(shape[axis])
+        x = x.index_select(axis, torch.arange(wanted) * given // wanted)
+    return x
+
+
+def _gelu(x: Tensor, approximate: str = "none") -> Any:
+    if approximate != "tanh":
+        return NotImplemented
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
 _FORMS: dict[str, dict[Any, Any]] = {
     "ncnn": {Tensor.__getitem__: _strided, functional.scaled_dot_product_attention: _attention},
-    "LiteRT": {functional.adaptive_max_pool2d: _adaptive_max},
-    "ExecuTorch": {functional.adaptive_max_pool2d: _adaptive_max},
+    "LiteRT": {functional.adaptive_max_pool2d: _adaptive_max, functional.interpolate: _nearest},
+    "ExecuTorch": {functional.adaptive_max_pool2d: _adaptive_max, functional.gelu: _gelu},
 }
 """For each runtime the operators that are replaced."""

@@ -154,5 +154,7 @@ def _convert(folder: Path) -> bytes | str:
     if done.returncode == 0 and made.is_file():
         return made.read_bytes()
     if reason.is_file():
-        return reason.read_text(encoding="utf-8")
+        return reason.read_text(encoding="utf-8").rpartition("error: ")[
+            2
+        ]  # before it stand paths of the converter
     return (done.stderr.strip().splitlines() or [f"the converter ended with {done.returncode}"])[-1]
