@@ -149,6 +149,8 @@ def _nearest(
     ).shape
     for axis in (2, 3):
         given, wanted = int(x.shape[axis]), int(shape[axis])
+        if size is None and not recompute_scale_factor and wanted % given and given % wanted:
+            return NotImplemented  # torch then steps by the factor as it was given, not by the sizes' ratio
         x = x.index_select(axis, torch.arange(wanted) * given // wanted)
     return x
 
