@@ -10,6 +10,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from niwaki.qdq.graph import drop_unused as drop_unused
+
 Array = npt.NDArray[Any]
 
 
@@ -66,21 +68,6 @@ def norms(proto: Any) -> None:
         )
         conv.name = f"Conv_{node.output[0]}"
         node.CopyFrom(conv)
-
-
-def drop_unused(graph: Any) -> None:
-    """Takes away nodes and weights that nothing leads from to an output, in place."""
-    used = {output.name for output in graph.output}
-    kept = []
-    for node in reversed(graph.node):  # outputs first: what nobody reads any more goes
-        if used.intersection(node.output):
-            kept.append(node)
-            used.update(node.input)
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
-    initializers = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(initializers)
 
 
 def _shapes(proto: Any) -> dict[str, list[int]]:
