@@ -7,8 +7,8 @@ the plan is run. The others are knobs, and so are those of `loop.Knobs` where it
 `**training: Unpack[loop.Training]`. They are checked when the step is made, so that a typo is found before
 an hour of training.
 
-In TOML a plan is flat, and only functions of niwaki.train, niwaki.prune and niwaki.distill can be
-named:
+In TOML a plan is flat, and only functions of niwaki.train, niwaki.prune, niwaki.distill and
+niwaki.quantize can be named:
 
     [[step]]
     do = "prune.channels"
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from niwaki.spec import Spec
     from niwaki.tasks import Task
 
-FAMILIES = ("train", "prune", "distill")
+FAMILIES = ("train", "prune", "distill", "quantize")
 """Packages whose step functions a plan in TOML may name."""
 
 StepFunction = Callable[..., "nn.Module"]

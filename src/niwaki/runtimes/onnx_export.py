@@ -18,17 +18,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from onnxscript import opset20 as op
+from onnxscript import values
 from torch import nn
 
 from niwaki import files
 from niwaki.errors import ModelError
-from niwaki.runtimes import deployed, onnx_int8, parity, request
+from niwaki.runtimes import deployed, onnx_int8, onnx_trained, parity, request
 from niwaki.runtimes.onnx import INPUT, OUTPUT, PRECISIONS
 from niwaki.spec import Spec
+from niwaki.surgery import fake_quantize
 from niwaki.surgery.trace import quiet
 from niwaki.tasks import Task
 
 OPSET = 20
+_FAKE_QUANTIZE = values.Op(
+    values.Opset(onnx_trained.DOMAIN, 1), onnx_trained.OPERATOR, op_schema=onnx_trained.schema()
+)
 
 
 def export(
@@ -54,11 +59,15 @@ def export(
             [export-failed, export-precision, export-calib]
         ParityError: the file computes something else. [parity]
     """
-    request.check(precision, calib, spec, precisions=PRECISIONS, runtime="onnx")
+    trained = bool(fake_quantize.quantizers(model))
+    request.check(precision, calib, spec, precisions=PRECISIONS, runtime="onnx", trained=trained)
     path = Path(path)
     proto = _trace(model, spec, task, as_convolution=precision == "int8")
     _strip(proto)
-    if calib is not None and precision == "int8":
+    if trained:
+        proto = onnx_trained.quantize(proto, spec)
+        _strip(proto)
+    elif calib is not None and precision == "int8":
         proto = onnx_int8.quantize(proto, calib, spec)
         _strip(proto)
     files.write_bytes(path, proto.SerializeToString(deterministic=True))
@@ -87,6 +96,7 @@ def _trace(model: nn.Module, spec: Spec, task: Task, *, as_convolution: bool) ->
                 custom_translation_table={
                     torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
                     torch.ops.aten.mean.dim: _mean,
+                    torch.ops.niwaki.fake_quantize.default: _fake_quantize,
                 },
             )
     except Exception as error:  # torch's exporter raises many kinds, its own among them
@@ -136,6 +146,11 @@ def _mean(self: Any, dim: Sequence[int] | None = None, keepdim: bool = False, dt
         return pooled if keepdim else op.Flatten(pooled)
     wanted: Any = op.Constant(value=_tensor(np.array(axes, np.int64)))
     return op.ReduceMean(self, wanted, keepdims=int(keepdim))
+
+
+def _fake_quantize(x: Any, log_scale: Any, zero: int, axis: int, low: int, high: int) -> Any:
+    """A node that `onnx_trained` replaces once the graph is a file's."""
+    return _FAKE_QUANTIZE(x, log_scale, zero=zero, axis=axis, low=low, high=high)
 
 
 def _tensor(array: npt.NDArray[Any]) -> Any:

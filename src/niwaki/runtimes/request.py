@@ -12,12 +12,19 @@ from niwaki.spec import Spec
 
 
 def check(
-    precision: str, calib: npt.NDArray[np.uint8] | None, spec: Spec, *, precisions: Sequence[str], runtime: str
+    precision: str,
+    calib: npt.NDArray[np.uint8] | None,
+    spec: Spec,
+    *,
+    precisions: Sequence[str],
+    runtime: str,
+    trained: bool = False,
 ) -> None:
     """Nothing, when a runtime knows the precision and the images fit it.
 
     Args:
         calib: uint8 `[N, H, W, C]` of the Spec's size; int8 needs at least one.
+        trained: the model holds its ranges itself: int8 needs no images, and float is another model.
     Raises:
         ModelError: they do not fit. [export-precision, export-calib]
     """
@@ -26,9 +33,17 @@ def check(
             f"export: {runtime} knows no precision {precision!r}, expected one of {', '.join(precisions)}.",
             code="export-precision",
         )
+    if trained and precision != "int8":
+        raise ModelError(
+            f"export: the model was trained with fake quantizers, so its numbers are int8, not {precision}. "
+            "Export it as int8; for float numbers export the model from before quantize.qat.",
+            code="export-precision",
+        )
     wanted = (*spec.size_hw, spec.channels)
     fits = isinstance(calib, np.ndarray) and calib.dtype == np.uint8 and calib.shape[1:] == wanted
-    if (precision == "int8" and calib is None) or (calib is not None and not (fits and len(calib))):
+    if (precision == "int8" and calib is None and not trained) or (
+        calib is not None and not (fits and len(calib))
+    ):
         got = f"{calib.dtype} {calib.shape}" if isinstance(calib, np.ndarray) else repr(calib)
         raise ModelError(
             f"export: calib is {got}, expected a numpy array uint8 [N, {', '.join(map(str, wanted))}] of "

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import ArtifactError, NiwakiError, UnsafeArtifact
+from niwaki.surgery import fake_quantize
 
 _ATEN = """
 __and__ __or__ __xor__ _adaptive_avg_pool2d _fft_c2c _fft_c2r _fft_r2c _log_softmax
@@ -63,7 +64,7 @@ PYTHON: dict[str, Callable[..., Any]] = {
         *(operator.mod, operator.neg, operator.truediv, operator.eq, operator.ge, operator.le),
         *(operator.gt, operator.lt, operator.ne),
     )
-}
+} | {fake_quantize.NAME: torch.ops.niwaki.fake_quantize.default}
 _CHECKS = (
     "_assert_async",
     "_assert_scalar",
