@@ -201,7 +201,8 @@ class Artifact:
     def session(
         self, runtime: str = "onnx", *, precision: str | None = None, threads: int = 1
     ) -> runtimes.Predictor:
-        """A predictor, uint8 `[N, H, W, C]` to float32 `[N, K]`, of an export. Loads no torch.
+        """A predictor, uint8 `[N, H, W, C]` to float32 `[N, K]` (or `[N, K, H, W]`), of an export. Loads no
+        torch.
 
         Args:
             precision: the export to run; None is the artifact's `default`.
@@ -219,11 +220,11 @@ class Artifact:
                 code="artifact-export",
             )
         session = made.open(self.path / held[wanted]["file"], threads=threads)
-        got = (*session.size_hw, session.channels, session.classes)
-        if got != (*self.spec.size_hw, self.spec.channels, len(self.task.classes)):
+        got = (*session.size_hw, session.channels, *session.answer)
+        if got != (*self.spec.size_hw, self.spec.channels, *self.task.shape(self.spec.size_hw)):
             raise ArtifactError(
                 f"{self.path.name}: its {wanted} export takes and gives {got} (height, width, "
-                "channels, classes), "
+                "channels, classes, and the map's height and width), "
                 "its manifest says otherwise. Export it again.",
                 code="artifact-export",
             )
@@ -309,7 +310,7 @@ def _check_runs(artifact: Artifact, model: nn.Module) -> None:
     try:
         with torch.no_grad():
             outputs = copy.deepcopy(model).cpu().float().eval()(example)
-        if tuple(outputs.shape) != (1, len(artifact.task.classes)):
+        if not artifact.task.fits(tuple(outputs.shape)):
             raise ValueError(f"it gives {tuple(outputs.shape)}")
     except Exception as error:  # whatever the model's own code raises on a size that does not fit
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

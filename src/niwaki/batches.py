@@ -22,6 +22,8 @@ from niwaki.evaluate import ImagesU8, Readable
 from niwaki.spec import Spec
 
 Ints = npt.NDArray[np.int64]
+Targets = npt.NDArray[np.integer]
+Change = Callable[[ImagesU8, Targets, Ints], tuple[ImagesU8, Targets]]
 T = TypeVar("T")
 
 
@@ -31,7 +33,7 @@ class Batch:
 
     Args:
         images: normalised float32 `[B, C, H, W]`.
-        target: labels int64 `[B]`.
+        target: labels int64 `[B]`, or masks uint8 `[B, H, W]`.
         weight: float32 `[B]`; the loop multiplies each sample's loss by it.
         index: each sample's place in the split, int64 `[B]`.
     """
@@ -51,7 +53,7 @@ class Share:
     """
 
     images: ImagesU8
-    target: Ints
+    target: Targets
     weight: npt.NDArray[np.float32]
     index: Ints
     total: float
@@ -91,16 +93,18 @@ def share(
     rank: int,
     world: int,
     class_weights: tuple[float, ...] | None,
-    change: Callable[[ImagesU8, Ints], ImagesU8],
+    change: Change,
 ) -> Share:
-    """This process's slice of the global batch `chosen`, read and augmented."""
+    """This process's slice of the global batch `chosen`, read and augmented, masks alike."""
     weights = np.ones(len(chosen), np.float32)
     if class_weights is not None:
         weights = np.asarray(class_weights, np.float32)[train.labels[chosen]]
     mine = np.array_split(np.arange(len(chosen)), world)[rank]
     index = chosen[mine]
-    images = change(train.batch(index.tolist(), spec), index) if len(index) else _nothing(spec)
-    return Share(images, train.labels[index], weights[mine], index, float(weights.sum()))
+    images, target = _nothing(spec), train.targets(index.tolist(), spec)
+    if len(index):
+        images, target = change(train.batch(index.tolist(), spec), target, index)
+    return Share(images, target, weights[mine], index, float(weights.sum()))
 
 
 def _nothing(spec: Spec) -> ImagesU8:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from niwaki import evaluate, timing
+from niwaki import evaluate, metrics, timing
 from niwaki.artifact import Artifact
 from niwaki.errors import ArtifactError, NiwakiError
 from niwaki.runtimes.limits import compare
@@ -67,6 +67,7 @@ def measure(
     images = _images(artifact, data)
     reference, wanted = _reference(artifact, sessions, images, builder)
     given = {name: _answers(session, images) for name, session in sessions.items()}
+    true = None if data is None else data.targets(range(len(data)), artifact.spec)
     taken = _timed(artifact, sessions, rounds)
     rows = {}
     for name in sessions:
@@ -76,7 +77,7 @@ def measure(
         rows[name] = {
             "agreement": found.agreement,
             "max_error": found.error,
-            "accuracy": None if data is None else artifact.task.score(given[name], data.labels)["accuracy"],
+            "accuracy": None if data is None else metrics.main(artifact.task.score(given[name], true)),
             "ms": float(np.median(taken[name])),
             "p90_ms": float(np.quantile(taken[name], 0.9)),
             "start_ms": fresh["start_ms"],

@@ -1,12 +1,13 @@
 """What a predictor says about a split of images. Numpy only; `predictor` alone needs torch.
 
-Predictor: uint8 `[N, H, W, C]` to float32 `[N, K]`; modules and opened runtimes share that one
-shape.
+Predictor: uint8 `[N, H, W, C]` to float32 `[N, K]`, or `[N, K, H, W]` where the task is dense; modules and
+opened runtimes share that one shape.
 Shape letters: N images, H W pixels, C channels, K classes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from niwaki.spec import Spec
+    from niwaki.tally import Tally
     from niwaki.tasks import Task
 
 ImagesU8 = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Predictor = Callable[[ImagesU8], Floats]
+
+ANSWERS = 2**24
+"""Numbers a batch of answers may have: 64 MB."""
 
 
 class Readable(Protocol):
@@ -29,7 +34,11 @@ class Readable(Protocol):
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """int64 `[N]`."""
+        """int64 `[N]`; all 0 where images have masks."""
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64] | None:
+        """Where images have masks: pixels of each class, int64 `[N, K]`."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -40,6 +49,9 @@ class Readable(Protocol):
     def batch(self, index: Sequence[int], spec: Spec) -> ImagesU8:
         """Those images, decoded and resized: uint8 `[B, H, W, C]`."""
 
+    def targets(self, index: Sequence[int], spec: Spec) -> npt.NDArray[np.integer]:
+        """What is true of them: labels int64 `[B]`, or masks uint8 `[B, H, W]`."""
+
 
 def probabilities(predict: Predictor, samples: Readable, spec: Spec, *, batch: int = 64) -> Floats:
     """What `predict` says of each sample, in order: float32 `[N, K]`; `[0, 0]` for no samples."""
@@ -48,6 +60,28 @@ def probabilities(predict: Predictor, samples: Readable, spec: Spec, *, batch: i
         for start in range(0, len(samples), batch)
     ]
     return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
+
+
+def tally(
+    predict: Predictor, samples: Readable, spec: Spec, task: Task, *, batch: int = 64, detail: bool = True
+) -> Tally:
+    """The task's tally of what `predict` says of all samples; only one batch is in memory at a time.
+
+    Args:
+        batch: images at once; fewer where their answers are large.
+        detail: count what only a report needs, too.
+    """
+    counts = task.tally(detail=detail)
+    size = rows(spec, task, at_most=batch)
+    for start in range(0, len(samples), size):
+        index = range(start, min(start + size, len(samples)))
+        counts.add(predict(samples.batch(index, spec)), samples.targets(index, spec))
+    return counts
+
+
+def rows(spec: Spec, task: Task, *, at_most: int = 64) -> int:
+    """How many images to predict at once, so that their answers stay below `ANSWERS` numbers."""
+    return max(1, min(at_most, ANSWERS // math.prod(task.shape(spec.size_hw))))
 
 
 def predictor(model: nn.Module, spec: Spec, task: Task) -> Predictor:
@@ -61,7 +95,7 @@ def predictor(model: nn.Module, spec: Spec, task: Task) -> Predictor:
         try:
             with torch.inference_mode():
                 batch = torch.from_numpy(spec.normalise(images)).to(device)
-                found = task.head(model(batch))
+                found = task.head(model(batch), size_hw=spec.size_hw)
         finally:
             for module, training in modes:
                 module.training = training

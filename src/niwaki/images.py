@@ -26,9 +26,10 @@ import io
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,7 @@ Source = Path | str | bytes
 """What `decode` takes: a file's path, or the file's bytes."""
 
 ImageU8 = npt.NDArray[np.uint8]
+Pixels = TypeVar("Pixels", bound=npt.NDArray[np.integer])
 
 MAX_PIXELS = 89_478_485
 """Pixels an image may have: Pillow's own alarm limit, a quarter of a gigabyte as RGB."""
@@ -75,11 +77,28 @@ def decode(source: Source, *, channels: int, name: str | None = None) -> ImageU8
     """
     if channels not in (1, 3):
         raise SpecError(f"decode: channels must be 1 or 3, got {channels}.", code="spec-channels")
+    return _guarded(source, name, lambda content, name: to_channels(_pixels(content, name), channels))
+
+
+def stored(source: Source, *, name: str | None = None, colours: bool = False) -> npt.NDArray[np.integer]:
+    """What an image file's pixels hold, unchanged: grey levels (8 or 16 bits) or palette places `[h, w]`, or
+    colours uint8 `[h, w, 3]`. For files whose numbers mean something, such as masks.
+
+    Args:
+        colours: colours of a palette instead of places in it.
+    Raises:
+        DataError: as `decode`.
+    """
+    return _guarded(source, name, lambda content, name: _stored(content, name, colours))
+
+
+def _guarded(source: Source, name: str | None, take: Callable[[bytes, str], Pixels]) -> Pixels:
+    """`take` of an image file's bytes; whatever goes wrong is a DataError with a code."""
     name = name or label(source)
     content = load(source, name=name)
     with _quiet():
         try:
-            return to_channels(_pixels(content, name), channels)
+            return take(content, name)
         except DataError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
@@ -165,13 +184,29 @@ def _read_file(path: Path, name: str) -> bytes:
 
 def _pixels(content: bytes, name: str) -> ImageU8:
     """Decoded pixels uint8 `[h, w, 1|2|3|4]`, upright."""
+    with _opened(content, name) as image:
+        return _eight_bit(_upright(image), name)
+
+
+def _stored(content: bytes, name: str, colours: bool) -> npt.NDArray[np.integer]:
+    """The pixels' own values: `[h, w]`, or uint8 `[h, w, 3]`."""
+    with _opened(content, name) as image:
+        turned = _upright(image)
+        if turned.mode in ("1", "L") or turned.mode.startswith("I") or (turned.mode == "P" and not colours):
+            return np.array(turned.convert("L") if turned.mode == "1" else turned)
+        return np.array(turned.convert("RGB"))
+
+
+@contextmanager
+def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
+    """An image whose size was checked before and after a pixel was decoded."""
     with Image.open(io.BytesIO(content)) as image:
         if image.format in _REFUSED_FORMATS:
             raise _unsupported(name, f"format {image.format} would start another program")
         _check_size(image.size, name)
         image.load()
         _check_size(image.size, name)  # an icon's size is known only now
-        return _eight_bit(_upright(image), name)
+        yield image
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:

@@ -31,10 +31,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from niwaki import batches, evaluate, optim, parallel
+from niwaki import batches, evaluate, metrics, optim, parallel
 from niwaki import checkpoint as kept
 from niwaki.batches import Batch, Share
-from niwaki.data import augment
+from niwaki.data import augment, augment_masks
 from niwaki.errors import PlanError
 from niwaki.evaluate import ImagesU8, Readable
 from niwaki.spec import Spec
@@ -131,8 +131,8 @@ class Progress:
         epoch, epochs: the epoch of that step, from 1, and how many there are.
         epoch_ended: the epoch's last step is done and scored; `loss` is then the epoch's mean.
         loss: of that step.
-        score: accuracy 0..1 of the averaged weights on the validation split at the last epoch's
-            end.
+        score: the task's main score 0..1 of the averaged weights on the validation split at the last
+            epoch's end.
         lr: learning rate of that step.
         seconds, eta: since the training began (pauses left out), and expected until its end.
     """
@@ -178,8 +178,8 @@ def run(
     def score(average: nn.Module) -> float | None:
         if val is None or not len(val):
             return None
-        found = evaluate.probabilities(evaluate.predictor(average, spec, task), val, spec)
-        return task.score(found, val.labels)["accuracy"]
+        counts = evaluate.tally(evaluate.predictor(average, spec, task), val, spec, task, detail=False)
+        return metrics.main(counts.score())
 
     walk = steps(
         learner, objective, spec=spec, train=train, knobs=knobs, score=score, stage=stage,
@@ -257,7 +257,7 @@ def steps(
 
 
 def history(path: Path) -> list[dict[str, Any]]:
-    """Epochs of the training that wrote a checkpoint: `epoch loss val_accuracy seconds` of each.
+    """Epochs of the training that wrote a checkpoint: `epoch loss val_score seconds` of each.
 
     Raises:
         RunError: there is no such file or it is damaged. [checkpoint-damaged]
@@ -290,7 +290,7 @@ class _State:
 
     def close_epoch(self, score: Callable[[nn.Module], float | None], began: float) -> float:
         """The epoch's mean loss, after the first process scored it; it is in the history then."""
-        accuracy = score(self.average.module) if parallel.join()[0] == 0 else None
+        score_of = score(self.average.module) if parallel.join()[0] == 0 else None
         loss = self.loss_sum / self.weight_sum
         self.seconds = time.perf_counter() - began
         with _uninterrupted():
@@ -298,7 +298,7 @@ class _State:
                 {
                     "epoch": len(self.history) + 1,
                     "loss": loss,
-                    "val_accuracy": accuracy,
+                    "val_score": score_of,
                     "seconds": round(self.seconds, 3),
                 }
             )
@@ -315,7 +315,7 @@ class _State:
             epochs=self.epochs,
             epoch_ended=ended,
             loss=loss,
-            score=self.history[-1]["val_accuracy"] if self.history else None,
+            score=self.history[-1].get("val_score") if self.history else None,
             lr=self.optimiser.param_groups[0]["lr"],
             seconds=self.seconds,
             eta=self.seconds / self.step * (self.total - self.step),
@@ -471,11 +471,18 @@ def _share(
     )
 
 
-def _augmented(knobs: Knobs, epoch: int, images: ImagesU8, index: batches.Ints) -> ImagesU8:
+def _augmented(
+    knobs: Knobs, epoch: int, images: ImagesU8, target: batches.Targets, index: batches.Ints
+) -> tuple[ImagesU8, batches.Targets]:
+    """Images changed as the knobs say, and masks with them; labels stay."""
     if knobs.augment == "none":
-        return images
+        return images, target
+    draws = {"seed": knobs.seed, "epoch": epoch, "flip": knobs.flip}
+    if target.ndim == 3:
+        alike = augment_masks.strong if knobs.augment == "strong" else augment_masks.weak
+        return alike(images, target.astype(np.uint8), index, **draws)
     change = augment.strong if knobs.augment == "strong" else augment.weak
-    return change(images, index, seed=knobs.seed, epoch=epoch, flip=knobs.flip)
+    return change(images, index, **draws), target
 
 
 def _check(model: nn.Module, train: Readable, knobs: Knobs) -> None:
@@ -484,7 +491,9 @@ def _check(model: nn.Module, train: Readable, knobs: Knobs) -> None:
         "the model has no parameter that learns": not any(p.requires_grad for p in model.parameters()),
         "the train split is empty, expected images": not len(train),
     }
-    if len(train) and weights is not None:
+    if len(train) and weights is not None and train.counts is not None:
+        problems["class_weights weighs images, and these have masks; use loss='balanced*...' instead"] = True
+    elif len(train) and weights is not None:
         short = len(weights) <= int(train.labels.max())
         problems[f"class_weights has {len(weights)} numbers, expected one a class"] = short
     for problem, found in problems.items():

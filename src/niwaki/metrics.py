@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+
+MAIN = ("accuracy", "miou")
+"""Names of tasks' main scores: what val chooses by and what `low` and `high` belong to."""
+
+
+def main(score: Mapping[str, Any]) -> float:
+    """The main number of a task's score, 0..1."""
+    return float(score[named(score)])
+
+
+def named(score: Mapping[str, Any]) -> str:
+    """The name of the main number of a task's score."""
+    return next(name for name in MAIN if name in score)
 
 
 def wilson(hits: int, count: int, *, z: float = 1.959964) -> tuple[float, float]:
@@ -58,9 +73,15 @@ def calibration(probabilities: npt.NDArray[np.float32], labels: Ints, *, bins: i
     """
     if not len(labels):
         return 0.0
-    sure = probabilities.max(1).astype(np.float64)
-    right = (probabilities.argmax(1) == labels).astype(np.float64)
+    gaps = confidence_gaps(probabilities.max(1), probabilities.argmax(1) == labels, bins=bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def confidence_gaps(
+    sure: npt.NDArray[np.floating], right: npt.NDArray[np.bool_], *, bins: int
+) -> npt.NDArray[np.float64]:
+    """For each bin of confidence the sum of right minus sure, `[bins]`: what `calibration` adds up."""
+    sure = sure.astype(np.float64)
     # bins are open below and closed above, as in the paper: exactly 1/bins belongs to the first
     place = np.clip(np.ceil(sure * bins).astype(np.int64) - 1, 0, bins - 1)
-    gaps = np.bincount(place, weights=right - sure, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    return np.bincount(place, weights=right.astype(np.float64) - sure, minlength=bins)

@@ -48,7 +48,11 @@ def test_one_bin_hides_what_fifteen_see() -> None:
 
 def test_drops_by_class() -> None:
     labels = np.array([0, 0, 0, 0, 1, 1])
-    drops = behaviour.class_drops(labels, np.array([0, 0, 0, 1, 1, 0]), labels, ("oak", "pine", "unseen"))
+    counts = Classify(("oak", "pine", "unseen")).tally(), Classify(("oak", "pine", "unseen")).tally()
+    for tally, predicted in zip(counts, (labels, np.array([0, 0, 0, 1, 1, 0])), strict=True):
+        tally.add(np.eye(3, dtype=np.float32)[predicted], labels)
+    before, after = (tally.recalls() for tally in counts)
+    drops = behaviour.class_drops(before, after, ("oak", "pine", "unseen"))
     assert drops == {"oak": 0.25, "pine": 0.5}
     assert metrics.recalls(labels, labels, classes=3) == [1.0, 1.0, None]
 
@@ -210,10 +214,10 @@ def test_scores_of_a_predictor() -> None:
         return np.stack([1 - mean, mean], 1).astype(np.float32)
 
     truth = light(images).argmax(1)
-    found = behaviour.corrupted(light, images, truth, kinds=("contrast", "brightness"))
+    found = behaviour.corrupted(light, images, truth, task=TASK, kinds=("contrast", "brightness"))
     assert found["contrast"]["accuracy"] == 1  # the mean stays
     assert found["brightness"]["accuracy"] < 1
-    assert behaviour.accuracy(light, images, truth)["accuracy"] == 1
-    struck = behaviour.attacked(light, {"none": images, "inverted": 255 - images}, truth)
+    assert behaviour.scored(light, images, truth, task=TASK)["accuracy"] == 1
+    struck = behaviour.attacked(light, {"none": images, "inverted": 255 - images}, truth, task=TASK)
     assert struck["none"]["accuracy"] == 1 and struck["inverted"]["accuracy"] < 0.1
-    assert behaviour.mean_accuracy(struck) == pytest.approx((1 + struck["inverted"]["accuracy"]) / 2)
+    assert behaviour.mean_score(struck) == pytest.approx((1 + struck["inverted"]["accuracy"]) / 2)

@@ -74,7 +74,7 @@ def record() -> dict[str, Any]:
         ],
         "widths": [{"layer": f"layer{k}.conv", "before": 64, "after": 31 + k} for k in range(6)],
         "histories": {
-            stage: [{"epoch": k, "loss": 2.0 / k, "val_accuracy": 1 - 0.5 / k} for k in range(1, last)]
+            stage: [{"epoch": k, "loss": 2.0 / k, "val_score": 1 - 0.5 / k} for k in range(1, last)]
             for stage, last in (("train", 9), ("distill", 5))
         },
         "confusion": {

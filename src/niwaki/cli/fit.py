@@ -17,7 +17,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default="digits",
         metavar="DATA",
-        help="folder of class folders, zip, .npz, .csv or .jsonl; digits (default) or cifar10",
+        help="folder of class folders or of images with masks, zip, .npz, .csv or .jsonl; or digits (default), "
+        "cifar10, camvid",
     )
     arg("--model", metavar="NAME", help="timm:NAME, niwaki:NAME or file.py:function")
     arg(
@@ -31,7 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=share,
         default=0.01,
         metavar="SHARE",
-        help="accuracy on val that may be lost, 0..1 (default 0.01)",
+        help="accuracy (of masks: mIoU) on val that may be lost, 0..1 (default 0.01)",
     )
     arg("--out", metavar="DIR", help="run folder (default runs/NAME)")
     arg("--weights", metavar="FILE", help="start from these weights (.safetensors or a torch file)")
@@ -107,7 +108,9 @@ def _plan(args: argparse.Namespace) -> Answer:
 
 def _text(result: dict[str, Any]) -> str:
     """The result as people read it: a table of stages, the budget and where things lie."""
-    rows = [["", "MACs", "params", "MB", "ms", "test accuracy"]]
+    from niwaki import metrics
+
+    rows = [["", "MACs", "params", "MB", "ms", f"test {_metric(result)}"]]
     for stage in in_order(result["cost"]):
         cost = result["cost"][stage]
         score = result["scores"].get(stage, {}).get("test") or {}
@@ -120,7 +123,7 @@ def _text(result: dict[str, Any]) -> str:
                 count(cost.get("params")),
                 count(megabytes),
                 count(cost.get("ms")),
-                percent(score.get("accuracy")) + interval,
+                percent(metrics.main(score) if score else None) + interval,
             ]
         )
     budget = result["budget"]
@@ -135,3 +138,11 @@ def _text(result: dict[str, Any]) -> str:
             *(f"note      {note}" for note in result.get("notes", ())),
         ]
     )
+
+
+def _metric(result: dict[str, Any]) -> str:
+    """The main score's name."""
+    from niwaki import metrics
+
+    scores = next(iter(result["scores"].values()), {}).get("test")
+    return metrics.named(scores) if scores else "accuracy"

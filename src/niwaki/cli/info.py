@@ -32,9 +32,11 @@ def _result(artifact: Artifact) -> str:
 
 def _text(artifact: Artifact) -> str:
     """What people ask of an artifact first; --json holds all."""
+    from niwaki import metrics
+
     spec, manifest = artifact.spec, artifact.manifest
     (height, width), classes = spec.size_hw, artifact.task.classes
-    rows = [["stage", "MACs", "params", "kB", "ms", "test accuracy"]]
+    rows = [["stage", "MACs", "params", "kB", "ms", f"test {artifact.task.metric}"]]
     costs = manifest.get("cost") or {}
     for stage in in_order(costs):
         cost = costs[stage]
@@ -44,7 +46,7 @@ def _text(artifact: Artifact) -> str:
             f"{cost['bytes'] / 1e3:.4g}" if cost.get("bytes") else "–",
             count(cost.get("ms")),
         ]
-        rows.append([stage, *numbers, percent(score.get("accuracy"))])
+        rows.append([stage, *numbers, percent(metrics.main(score) if score else None)])
     exports = [
         f"{runtime} {precision} ({entry['bytes'] / 1e3:.4g} kB)"
         for runtime, made in artifact.exports.items()

@@ -85,6 +85,8 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
 
 def _text(result: dict[str, Any]) -> str:
     """The front as people read it, and where things lie."""
+    from niwaki import metrics
+
     rows = [["", "MACs", "params", "val accuracy", "test accuracy", "setting"]]
     for trial in result["front"]:
         best = result["best"] is not None and trial["name"] == result["best"]["name"]
@@ -93,8 +95,8 @@ def _text(result: dict[str, Any]) -> str:
                 trial["name"] + (" *" if best else ""),
                 count(trial["cost"]["macs"]),
                 count(trial["cost"]["params"]),
-                percent(trial["val"]["accuracy"]),
-                percent(trial["test"]["accuracy"]),
+                percent(metrics.main(trial["val"])),
+                percent(metrics.main(trial["test"])),
                 _setting(trial["setting"]),
             ]
         )
@@ -108,7 +110,7 @@ def _text(result: dict[str, Any]) -> str:
     ]
     if tuned:
         lines.append(
-            f"tuned     val {percent(tuned['val']['accuracy'])}, test {percent(tuned['test']['accuracy'])}"
+            f"tuned     val {percent(metrics.main(tuned['val']))}, test {percent(metrics.main(tuned['test']))}"
         )
     return "\n".join([*lines, f"artifact  {result['artifact'] or 'none'}", f"chart     {result['chart']}"])
 

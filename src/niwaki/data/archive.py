@@ -7,6 +7,7 @@ from pathlib import Path
 
 from niwaki.data.folder import Tree, arrange, hidden, name_of
 from niwaki.data.listing import SPLIT_NAMES, Listing
+from niwaki.data.mask_layouts import Pairs, pairs
 from niwaki.data.samples import Problem
 from niwaki.errors import DataError
 from niwaki.images import MAX_BYTES, printable
@@ -19,8 +20,9 @@ MAX_RATIO = 200
 """Unpacked over packed bytes of the archive, above 64 MiB: images do not shrink like that."""
 
 
-def listing(path: Path, where: str) -> Listing:
-    """The images of a zip, by the folder rules; one folder around everything is looked through.
+def listing(path: Path, where: str) -> Listing | Pairs:
+    """The images of a zip, by the folder rules, with masks or without; one folder around everything is looked
+    through.
 
     Raises:
         DataError: it is damaged, encrypted, or would unpack to too much.
@@ -39,7 +41,8 @@ def listing(path: Path, where: str) -> Listing:
             f"{where}: the zip archive is damaged ({printable(str(error))[:200]}). Make it again.",
             code="data-zip",
         ) from error
-    return arrange(_look_through(tree), where)
+    tree = _look_through(tree)
+    return pairs(tree, where) or arrange(tree, where)
 
 
 def _ignored(info: zipfile.ZipInfo) -> bool:

@@ -80,7 +80,7 @@ def strong(images: ImageU8, index: npt.NDArray[np.integer], *, seed: int, epoch:
     square of a quarter to a half of the side, filled with mid-grey.
     """
     draws = uniforms(index, seed=seed, epoch=epoch, count=_STRONG_DRAWS)
-    out = _tone(_warp(images, draws, flip), draws[:, 6:9])
+    out = toned(_warp(images, draws, flip), draws[:, 6:9])
     return _cut_out(out, draws[:, 9:13])
 
 
@@ -138,7 +138,7 @@ def _matrix(turn: float, size: float, lean: float, *, mirror: bool) -> tuple[flo
     return sign * cos, cos * shear - sin, sign * sin, sin * shear + cos
 
 
-def _tone(images: ImageU8, draws: Floats) -> ImageU8:
+def toned(images: ImageU8, draws: Floats) -> ImageU8:
     """Brightness, contrast around the image's mean, saturation; exact sums keep it batch-free."""
     factors = (1 + _TONE * (2 * draws - 1)).astype(np.float32)[:, :, None, None, None]
     values = images.astype(np.float32)

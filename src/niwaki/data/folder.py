@@ -34,15 +34,6 @@ def hidden(part: str) -> bool:
     return part.startswith(".") or part in _HIDDEN
 
 
-def listing(root: Path, where: str) -> Listing:
-    """The images of a folder of class folders.
-
-    Raises:
-        DataError: [data-unreadable, data-empty, data-layout]
-    """
-    return arrange(walk(root, where), where)
-
-
 def walk(root: Path, where: str) -> Tree:
     """The tree below `root`, three levels deep: a loop of links ends there.
 

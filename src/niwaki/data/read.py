@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from niwaki.data import archive, arrays, check, folder, named, table
+from niwaki.data import archive, arrays, check, folder, mask_layouts, named, read_masks, table
 from niwaki.data.listing import Listing, Record
+from niwaki.data.mask_layouts import Pairs
 from niwaki.data.samples import DataSet, Problem, Samples
 from niwaki.data.splits import divide
 from niwaki.errors import DataError
 from niwaki.images import printable
 
 _SPLITS = ("train", "val", "test")
-_FILES: dict[str, Callable[[Path, str], Listing]] = {
+_FILES: dict[str, Callable[[Path, str], Listing | Pairs]] = {
     ".csv": table.listing,
     ".jsonl": table.listing,
     ".npz": arrays.listing,
@@ -39,7 +40,8 @@ def read(
 
     Args:
         path: a folder of class folders (or of the splits train, val, test), a .zip of one, an .npz,
-            a .csv or .jsonl manifest, or the word "digits" or "cifar10".
+            a .csv or .jsonl manifest, or the word "digits", "cifar10" or "camvid"; or a folder (or .zip) of
+            images with masks.
         seed: of the splits that are made; given ones are kept.
         val, test: share of each class's images, 0..1, where that split is not given.
         splits: what an earlier `DataSet.splits_json()` returned, to have the same splits again.
@@ -53,10 +55,13 @@ def read(
             code="data-shares",
         )
     listing = _listing(path)
+    if isinstance(listing, Pairs):
+        where = printable(str(path))
+        return read_masks.assemble(listing, where, seed=seed, val=val, test=test, stored=splits)
     return _assemble(listing, seed=seed, val=val, test=test, stored=splits)
 
 
-def _listing(path: str | Path) -> Listing:
+def _listing(path: str | Path) -> Listing | Pairs:
     if isinstance(path, str) and path in named.NAMED:
         return named.NAMED[path]()
     where, place = printable(str(path)), Path(path)
@@ -66,7 +71,8 @@ def _listing(path: str | Path) -> Listing:
     except (OSError, ValueError) as error:  # a loop of links, a name too long, a zero byte
         raise DataError(f"{where}: cannot be opened ({error}).", code="data-unreadable") from error
     if is_folder and str(path):  # Path("") would be the current folder
-        return folder.listing(place, where)
+        tree = folder.walk(place, where)
+        return mask_layouts.pairs(tree, where) or folder.arrange(tree, where)
     if is_file and place.suffix.lower() in _FILES:
         return _FILES[place.suffix.lower()](place, where)
     if there and str(path):

@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from niwaki import images
+from niwaki.data.masks import Mask, resized
 from niwaki.spec import Spec
+from niwaki.tasks import Classify, Segment, Task
 
 ImageU8 = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -46,12 +48,17 @@ class Samples:
         sources: for each image a path, a file's bytes, or pixels u8 `[h, w, C]`; or all of them as
             one array u8 `[N, h, w, C]`.
         names: a path or id for each, unique in the data set.
-        labels: int64 `[N]`, positions in `DataSet.classes`.
+        labels: int64 `[N]`, positions in `DataSet.classes`; all 0 where there are masks.
+        masks: for each image where its mask is: what `data.masks.Mask` reads, or pixels u8 `[h, w]`; None where
+            images have labels.
+        counts: pixels of each class in each mask, int64 `[N, K]`; None without masks.
     """
 
     sources: Sequence[Path | bytes | ImageU8] | ImageU8
     names: tuple[str, ...]
     labels: Ints
+    masks: Sequence[Mask | ImageU8] | None = None
+    counts: Ints | None = None
     _cache: dict[tuple[int, ...], _Cache] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -82,6 +89,31 @@ class Samples:
             cache.keep(row, image)
         return batch
 
+    def targets(self, index: Sequence[int] | Ints, spec: Spec) -> npt.NDArray[np.integer]:
+        """What is true of the images at these positions: labels int64 `[B]`, or masks uint8 `[B, H, W]`, whose
+        pixels are positions in `DataSet.classes` or 255 for none, resized by the nearest pixel.
+
+        Raises:
+            DataError: a mask has become unreadable since the set was read. [image-*, mask-*]
+        """
+        rows = np.asarray(index, dtype=np.int64)
+        if self.masks is None:
+            return self.labels[rows]
+        shape = spec.size_hw
+        if shape not in self._cache:
+            self._cache[shape] = _Cache(len(self), shape)
+        cache = self._cache[shape]
+        batch = np.empty((len(rows), *shape), dtype=np.uint8)
+        for place, row in enumerate(rows.tolist()):
+            if not cache.holds(row):
+                mask = self.masks[row]
+                pixels = mask if isinstance(mask, np.ndarray) else mask.read()
+                batch[place] = resized(pixels, shape)
+                cache.keep(row, batch[place])
+            else:
+                batch[place] = cache.store[row]
+        return batch
+
     def _read(self, row: int, spec: Spec) -> ImageU8:
         source = self.sources[row]
         if isinstance(source, np.ndarray):
@@ -110,6 +142,8 @@ class Samples:
             sources=[self.sources[row] for row in rows] if whole is None else whole[rows],
             names=tuple(self.names[row] for row in rows),
             labels=self.labels[rows],
+            masks=None if self.masks is None else [self.masks[row] for row in rows],
+            counts=None if self.counts is None else self.counts[rows],
         )
 
 
@@ -133,6 +167,11 @@ class DataSet:
     warnings: tuple[str, ...]
     fingerprint: str
     flip: bool
+
+    @property
+    def task(self) -> Task:
+        """What a model of this set's classes answers: a label an image, or a class a pixel."""
+        return Classify(self.classes) if self.train.masks is None else Segment(self.classes)
 
     def splits_json(self) -> dict[str, Any]:
         """Names of each split as JSON data; `data.read(path, splits=it)` splits alike."""

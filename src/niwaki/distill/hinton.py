@@ -20,12 +20,14 @@ from niwaki.tasks import Task
 
 
 def soft_loss(student_BK: Tensor, teacher_BK: Tensor, *, t: float) -> Tensor:
-    """`t^2 * KL(teacher || student)` of both softmaxes at temperature t: `[B]`, in nats.
+    """`t^2 * KL(teacher || student)` of both softmaxes at temperature t: `[B]`, in nats; of maps `[B, K, h, w]`
+    the mean over their pixels.
 
     The factor keeps the gradient's size when t changes.
     """
     student, teacher = (F.log_softmax(x.float() / t, dim=1) for x in (student_BK, teacher_BK))
-    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1) * (t * t)
+    apart = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+    return apart.flatten(1).mean(1) * (t * t) if apart.dim() > 1 else apart * (t * t)
 
 
 def logits(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from niwaki import runtimes, train
+from niwaki import metrics, runtimes, train
 from niwaki.artifact import Artifact
 from niwaki.job import measure
 from niwaki.job.work import by_name, plan_text
@@ -107,10 +107,10 @@ def _precisions(
     work: Work, scores: dict[str, Any], int8_scores: dict[str, Any], timing: measure.Timing
 ) -> tuple[str, ...]:
     """What may be served: float32, and int8 where the uncompressed model's accuracy survives it."""
-    drop = scores["val"]["accuracy"] - int8_scores["val"]["accuracy"]
+    drop = metrics.main(scores["val"]) - metrics.main(int8_scores["val"])
     if drop > work.arguments.max_drop + 1e-9:
         work.folder.note(
-            f"int8 of the uncompressed model already loses {drop:.1%} of val accuracy: the "
+            f"int8 of the uncompressed model already loses {drop:.1%} of val {work.task.metric}: the "
             "budget is asked of float32"
         )
         return ("float32",)

@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from niwaki import attack, behaviour, evaluate, runtimes, surgery
+from niwaki import attack, behaviour, evaluate, runtimes, surgery, tally
 from niwaki.data import corrupt
 from niwaki.job import measure
 from niwaki.job.baseline import Baseline, export_path
@@ -50,7 +48,7 @@ def _settings(work: Work, shown: Samples, struck: Samples) -> dict[str, Any]:
     size = work.spec.size_hw
     return {
         "images": {"test": len(work.data.test), "corrupted": len(shown), "attacked": len(struck)},
-        "bins": measure.BINS,
+        "bins": tally.BINS,
         "severity": corrupt.SEVERITY,
         "corruptions": {kind: corrupt.describe(kind, size) for kind in corrupt.KINDS},
         "attack": {"eps": attack.EPS, "step": attack.STEP, "steps": attack.STEPS, "of": 255},
@@ -82,34 +80,36 @@ class _Exam:
         return row
 
     def _examined(self, name: str) -> dict[str, Any]:
-        images, labels = self._images(self.shown), self.shown.labels
+        work, images, true = self.work, self._images(self.shown), self._targets(self.shown)
         predict = self._predictor(name)
-        corrupted = behaviour.corrupted(predict, images, labels, seed=self.work.arguments.seed)
+        corrupted = behaviour.corrupted(predict, images, true, task=work.task, seed=work.arguments.seed)
         source = OF.get(name, name)
         return {
             "name": name,
             **self._changed(name),
             "calibration": self.scores[name].get("calibration_test"),
-            "clean": behaviour.accuracy(predict, images, labels),
+            "clean": behaviour.scored(predict, images, true, task=work.task),
             "corrupted": corrupted,
-            "corrupted_mean": behaviour.mean_accuracy(corrupted),
+            "corrupted_mean": behaviour.mean_score(corrupted),
             "attack": "white-box" if source == name else f"transfer from {source}",
-            "attacked": behaviour.attacked(predict, self._attacks(source), self.struck.labels),
+            "attacked": behaviour.attacked(
+                predict, self._attacks(source), self._targets(self.struck), task=work.task
+            ),
         }
 
     def _changed(self, name: str) -> dict[str, Any]:
         """What differs from the baseline's predictions on the whole test split."""
         if name == "baseline":
             return {"flipped": None, "class_drops": None}
-        before, after = (
-            np.asarray(s["predicted_test"], np.int64) for s in (self.base.scores, self.scores[name])
-        )
-        labels, classes = self.work.data.test.labels, self.work.task.classes
-        drops = behaviour.class_drops(before, after, labels, classes)
+        before, after = (s["recalls_test"] for s in (self.base.scores, self.scores[name]))
+        drops = behaviour.class_drops(before, after, self.work.task.classes)
         return {"flipped": measure.flipped(self.base.scores, self.scores[name]), "class_drops": drops}
 
     def _images(self, samples: Samples) -> evaluate.ImagesU8:
         return samples.batch(range(len(samples)), self.work.spec)
+
+    def _targets(self, samples: Samples) -> behaviour.Targets:
+        return samples.targets(range(len(samples)), self.work.spec)
 
     def _predictor(self, name: str) -> evaluate.Predictor:
         files = {
@@ -134,7 +134,11 @@ class _Exam:
     def _attacks(self, name: str) -> dict[str, evaluate.ImagesU8]:
         """The images made against a float stage, once."""
         if name not in self.made:
-            images, labels, model = self._images(self.struck), self.struck.labels, self._module(name)
+            images, labels, model = (
+                self._images(self.struck),
+                self._targets(self.struck),
+                self._module(name),
+            )
             task, spec, seed = self.work.task, self.work.spec, self.work.arguments.seed
             self.made[name] = {
                 "fgsm": attack.fgsm(model, images, labels, task=task, spec=spec),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from niwaki import evaluate, metrics, runtimes, timing
+from niwaki import evaluate, runtimes, tally, timing
 from niwaki.cost import Budget, Cost
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ takes the core away, so that most pairs are undisturbed and their median is stea
 ROUNDS = (15, 400)
 DISTURBED = 1.3
 """A sample this much above the fastest tenth was shared with another process: its round is left out."""
-BINS = 15
-"""Of the calibration error."""
 AGAIN = 4
 """A default export that misses its limit is timed at most so many times, all samples counted."""
 
@@ -44,11 +42,11 @@ def scores(work: Work, name: str, predict: Callable[[], Predict]) -> dict[str, A
         run = predict()
         out: dict[str, Any] = {}
         for split in ("val", "test"):
-            samples = getattr(work.data, split)
-            probabilities = evaluate.probabilities(run, samples, work.spec)
-            out[split] = work.task.score(probabilities, samples.labels)
-            out[f"predicted_{split}"] = probabilities.argmax(1).tolist()
-            out[f"calibration_{split}"] = metrics.calibration(probabilities, samples.labels, bins=BINS)
+            found = evaluate.tally(run, getattr(work.data, split), work.spec, work.task)
+            out[split] = found.score()
+            out[f"predicted_{split}"] = found.kept
+            out[f"recalls_{split}"] = found.recalls()
+            out[f"calibration_{split}"] = found.calibration()
         return out
 
     stored: dict[str, Any] = work.folder.once(f"scores-{name}", make)
@@ -66,8 +64,8 @@ def file_scores(work: Work, name: str, path: Path) -> dict[str, Any]:
 
 
 def flipped(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """Share of test predictions that differ between two stages' scores, 0..1."""
-    return metrics.flipped(np.asarray(one["predicted_test"]), np.asarray(other["predicted_test"]))
+    """Share of test predictions, of images or of their pixels, that differ between two stages' scores, 0..1."""
+    return tally.flipped(one["predicted_test"], other["predicted_test"])
 
 
 def time_files(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from niwaki import prune, surgery
+from niwaki import metrics, prune, surgery
 from niwaki.cost import Budget, Cost
 from niwaki.job import baseline as stage
 from niwaki.job import measure
@@ -202,8 +202,8 @@ def _costs(work: Work, found: Found, exports: Mapping[str, Path], timing: measur
 
 
 def drop(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
-    """Val accuracy lost between two stages' scores; val chooses, test only reports."""
-    return float(before["val"]["accuracy"] - after["val"]["accuracy"])
+    """How much of val's main score is lost between two stages' scores; val chooses, test only reports."""
+    return metrics.main(before["val"]) - metrics.main(after["val"])
 
 
 def choose_default(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from niwaki import evaluate, loop, metrics, runtimes, timing
+from niwaki import evaluate, loop, metrics, overlays, runtimes, tally, timing
 from niwaki.cost import Cost
 from niwaki.job import measure
 from niwaki.job.baseline import BASELINE, MODEL, Baseline, export_path
@@ -80,6 +80,7 @@ def record(
         "name": work.folder.path.resolve().name,
         "data": {"source": Path(work.arguments.source).name, **splits},
         "model": work.arguments.model,
+        "metric": work.task.metric,
         "budget": {**_budget(outcome), "note": "; ".join(work.folder.notes)},
         "default": outcome["default"],
         "stages": [
@@ -134,7 +135,7 @@ def _shown(name: str, cost: Cost, scores: Mapping[str, Any], outcome: str) -> di
     return {
         "name": name,
         "cost": cost.to_json(),
-        "accuracy": scores["val"]["accuracy"],
+        "accuracy": metrics.main(scores["val"]),
         "outcome": outcome,
     }
 
@@ -162,6 +163,8 @@ def _errors(work: Work, chosen: Point) -> dict[str, Any]:
     test = work.data.test
     path = export_path(chosen.artifact, chosen.default)
     predict = runtimes.load("onnx").open(path, threads=work.arguments.threads)
+    if work.task.dense:
+        return _map_errors(work, predict)
     probabilities = evaluate.probabilities(predict, test, work.spec)
     predicted = probabilities.argmax(1)
     counts = metrics.confusion(predicted, test.labels, classes=len(work.task.classes))
@@ -176,6 +179,29 @@ def _errors(work: Work, chosen: Point) -> dict[str, Any]:
                 "true": work.task.classes[int(test.labels[i])],
                 "predicted": work.task.classes[int(predicted[i])],
                 "probability": float(probabilities[i].max()),
+            }
+            for i in worst
+        ],
+    }
+
+
+def _map_errors(work: Work, predict: evaluate.Predictor) -> dict[str, Any]:
+    """Confusion matrix of pixels, and the class maps of the worst test images."""
+    test, spec, count = work.data.test, work.spec, len(work.task.classes)
+    found = evaluate.tally(predict, test, spec, work.task)
+    worst = [int(i) for i in np.argsort(found.each(), kind="stable")[:WRONG]]
+    return {
+        "confusion": {"classes": list(work.task.classes), "counts": found.confusion.tolist()},
+        "maps": [
+            {
+                "image": overlays.side_by_side(
+                    test.batch([i], spec)[0],
+                    test.targets([i], spec)[0],
+                    tally.unpacked(found.kept[i]),
+                    count=count,
+                ),
+                "name": test.names[i],
+                "score": float(found.each()[i]),
             }
             for i in worst
         ],

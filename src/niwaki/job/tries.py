@@ -26,7 +26,7 @@ from niwaki.job import work
 from niwaki.search import supernet
 from niwaki.search.trials import Setting, Trial
 from niwaki.spec import Spec
-from niwaki.tasks import Classify
+from niwaki.tasks import Task
 
 TRAINING = ("augment", "batch", "ema", "lr", "seed", "weight_decay")
 """Names of a setting that are knobs of the training loop."""
@@ -54,9 +54,9 @@ class Tries:
     known: dict[str, surgery.Axes] = field(default_factory=dict, init=False, repr=False)
 
     @property
-    def task(self) -> Classify:
+    def task(self) -> Task:
         """What the model's outputs mean."""
-        return Classify(self.data.classes)
+        return self.data.task
 
     @property
     def example(self) -> torch.Tensor:
@@ -122,13 +122,10 @@ class Tries:
         return network.eval()
 
     def scores(self, model: nn.Module) -> dict[str, Any]:
-        """`val` and `test`: accuracy with its interval."""
+        """`val` and `test`: the task's score with its interval."""
         predict = evaluate.predictor(model, self.spec, self.task)
         return {
-            split: self.task.score(
-                evaluate.probabilities(predict, getattr(self.data, split), self.spec),
-                getattr(self.data, split).labels,
-            )
+            split: evaluate.tally(predict, getattr(self.data, split), self.spec, self.task).score()
             for split in ("val", "test")
         }
 

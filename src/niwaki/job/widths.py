@@ -215,7 +215,7 @@ def _knobs(item: Step | None) -> dict[str, Any]:
 def _loss_on(work: Work, samples: Samples) -> Callable[[nn.Module], float]:
     """The mean loss of a model on these images."""
     pixels = samples.batch(range(len(samples)), work.spec)
-    labels = torch.from_numpy(samples.labels)
+    labels = torch.from_numpy(samples.targets(range(len(samples)), work.spec))
 
     @torch.no_grad()
     def loss(model: nn.Module) -> float:

@@ -20,7 +20,7 @@ from niwaki.errors import PlanError
 from niwaki.job.folder import Folder
 from niwaki.plan import Plan, Step, default, knobs
 from niwaki.spec import Spec
-from niwaki.tasks import Classify
+from niwaki.tasks import Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,9 +73,9 @@ class Work:
     show: Callable[[Any], object] | None
 
     @property
-    def task(self) -> Classify:
+    def task(self) -> Task:
         """What the model's outputs mean."""
-        return Classify(self.data.classes)
+        return self.data.task
 
     @property
     def budget(self) -> Budget:

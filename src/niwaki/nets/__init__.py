@@ -16,13 +16,17 @@ from torch import nn
 
 from niwaki.errors import ModelError
 from niwaki.lazy import require
+from niwaki.nets.bisenet_v2 import bisenet_v2
 from niwaki.nets.cifar import resnet20, resnet32, resnet56
+from niwaki.nets.fast_scnn import fast_scnn
 from niwaki.nets.small import small
 from niwaki.nets.weights import load_weights
 
 __all__ = ["BUILDERS", "build", "build_user", "load_weights"]
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "bisenet_v2": bisenet_v2,
+    "fast_scnn": fast_scnn,
     "resnet20": resnet20,
     "resnet32": resnet32,
     "resnet56": resnet56,

@@ -87,7 +87,7 @@ def _read(model: nn.Module, samples: Readable, spec: Spec, *, size: int) -> Iter
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     for index in np.array_split(np.arange(len(samples)), -(-len(samples) // size)):
         images = batches.normalise(samples.batch(index.tolist(), spec), spec, device=device)
-        target = torch.from_numpy(np.asarray(samples.labels)[index]).to(device)
+        target = torch.from_numpy(samples.targets(index.tolist(), spec)).to(device)
         yield images.contiguous(), target
 
 
@@ -120,7 +120,7 @@ class _Probe:
         """One image `[1, ...]`, repeated to the batch that the graph was traced with."""
         copies = self.traced.batch
         repeated = images.expand(copies, *images.shape[1:]).contiguous()
-        gradients, moments = self.run(repeated, target.expand(copies), whole=True)
+        gradients, moments = self.run(repeated, target.expand(copies, *target.shape[1:]), whole=True)
         return [g.sum(0, keepdim=True) / copies for g in gradients], [m / copies for m in moments]
 
     def run(self, images: Tensor, target: Tensor, *, whole: bool = False) -> Seen:

@@ -10,6 +10,7 @@ The record is plain JSON. A part that is missing or empty is left out of the pag
     name         str, the run's name: the page's title
     data         {"source": str, "train": int, "val": int, "test": int}: images in each split
     model        str, as it was asked for: "niwaki:small", "timm:resnet18", "net.py:make"
+    metric       name of the main score: "accuracy" (when left out) or "miou"
     budget       {"asked": "latency=50%", "got": 0.48, "met": true, "max_drop": 0.01, "note": str}
                  `got` in the budget's own terms: a share 0..1, a count, bytes or ms. `note`
                  (optional): what a reader must know, such as "atoms are coarser than 2 %"
@@ -17,18 +18,20 @@ The record is plain JSON. A part that is missing or empty is left out of the pag
     stages       list, in order, the uncompressed one first, of
                  {"name": "baseline" | "pruned" | "distilled" | "int8" | "unpruned int8" | any,
                   "cost": {"macs", "params", "bytes", "ms"},            each a number or null
-                  "val", "test": {"accuracy", "low", "high"} or null,   0..1, 95 % interval
+                  "val", "test": {"accuracy" or "miou", "low", "high"} or null,   0..1, 95 % interval
                   "flipped": share 0..1 of test predictions unlike the baseline's, or null}
     points       every point tried, the baseline among them: list of
                  {"name": str, "cost": {as above}, "accuracy": 0..1 or null (val),
                   "outcome": "chosen" | "too lossy" | "too costly" | "baseline" | any short text}
     widths       output channels in the network's order: [{"layer": str, "before", "after": int}]
-    histories    {stage: [{"epoch": int, "loss": float, "val_accuracy": float or null, ...}]}
+    histories    {stage: [{"epoch": int, "loss": float, "val_score": float or null, ...}]}
     confusion    {"classes": [K names], "counts": [K][K] int}: rows true, columns predicted, of the
                  default export on test
     wrong        worst first, list of {"image": uint8 array [H,W], [H,W,1] or [H,W,3], or a
                  "data:image/png;..." URI, "name", "true", "predicted": str,
                  "probability": 0..1 of what was predicted}
+    maps         of class maps, worst first, list of {"image": uint8 array [H,W,3] or URI: truth,
+                 prediction and errors in a row, "name", "score": 0..1}
     ledger       the behaviour ledger, on test: {"images": {"test", "corrupted", "attacked": int},
                  "bins": int of the calibration error, "severity": 1..5, "corruptions": {kind: words},
                  "attack": {"eps", "step", "steps", "of"}, "stages": [

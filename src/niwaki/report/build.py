@@ -13,7 +13,7 @@ import numpy as np
 from niwaki import files
 from niwaki.errors import RunError
 from niwaki.report.page import draw
-from niwaki.report.pictures import uri
+from niwaki.report.pictures import SIDE, WIDE, uri
 
 Record = dict[str, Any]
 
@@ -28,10 +28,9 @@ def build(record: Mapping[str, Any], folder: str | Path) -> Path:
     """
     try:
         plain: Record = _plain(record)
-        plain["wrong"] = [
-            {**one, "image": uri(raw["image"])}
-            for one, raw in zip(plain.get("wrong") or [], record.get("wrong") or [], strict=True)
-        ]
+        for part, side in (("wrong", SIDE), ("maps", WIDE)):
+            pairs = zip(plain.get(part) or [], record.get(part) or [], strict=True)
+            plain[part] = [{**one, "image": uri(raw["image"], side=side)} for one, raw in pairs]
         page = draw(plain)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise RunError(

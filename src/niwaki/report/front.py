@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from niwaki import files
+from niwaki import files, metrics
 from niwaki.report import charts, words
 from niwaki.report.parts import section, shell, table
 
@@ -37,8 +37,8 @@ def _header(result: Mapping[str, Any]) -> str:
     best, cost = result["best"], result["cost"]
     says = "No trial is within the budget."
     if best is not None:
-        says = f"Best on val: {words.percent(best['val']['accuracy'])} at {_cost(best, cost)}"
-        says += f", test {words.percent(best['test']['accuracy'])}." if best.get("test") else "."
+        says = f"Best on val: {words.percent(metrics.main(best['val']))} at {_cost(best, cost)}"
+        says += f", test {words.percent(metrics.main(best['test']))}." if best.get("test") else "."
     facts = [
         f"model <b>{escape(str(result['model']))}</b>",
         f"data <b>{escape(str(result['data']))}</b>",
@@ -59,7 +59,7 @@ def _chart(result: Mapping[str, Any]) -> str:
     for trial in result["trials"]:
         if not trial.get("val"):
             continue
-        name, share = trial["name"], trial["val"]["accuracy"]
+        name, share = trial["name"], metrics.main(trial["val"])
         chosen = best is not None and name == best["name"]
         kind = "chosen" if chosen else "" if name in front else "baseline"
         says = f"{name}: {_cost(trial, cost)}, {words.percent(share)} on val; {_setting(trial)}"
@@ -74,7 +74,7 @@ def _chart(result: Mapping[str, Any]) -> str:
         y="accuracy on val",
         limit=result["budget"]["limit"] / SCALE if result.get("budget") else None,
         limit_says="budget",
-        stairs=[(t["cost"][cost] / SCALE, t["val"]["accuracy"]) for t in result["front"]],
+        stairs=[(t["cost"][cost] / SCALE, metrics.main(t["val"])) for t in result["front"]],
     )
     says = (
         "Named points are the front: no trial is both cheaper and at least as accurate on val. Grey ones are "
@@ -117,7 +117,7 @@ def _score(score: Mapping[str, float] | None) -> str:
     if not score:
         return words.NONE
     low, high = 100 * score["low"], 100 * score["high"]
-    return f"{words.percent(score['accuracy'])} <small>[{low:.1f}, {high:.1f}]</small>"
+    return f"{words.percent(metrics.main(score))} <small>[{low:.1f}, {high:.1f}]</small>"
 
 
 def _cost(trial: Mapping[str, Any], cost: str) -> str:

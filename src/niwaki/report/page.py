@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from niwaki import metrics
 from niwaki.report import charts, words
 from niwaki.report.parts import section as _section
 from niwaki.report.parts import shell
@@ -73,7 +74,7 @@ def _cards(record: Record) -> str:
     score = last.get("test")
     if score:
         interval = f"95 % interval {words.percent(score['low'])} to {words.percent(score['high'])}"
-        cards.append(_card(words.percent(score["accuracy"]), "test accuracy", interval))
+        cards.append(_card(words.percent(metrics.main(score)), f"test {words.score(record)}", interval))
     if last.get("flipped") is not None:
         cards.append(_card(words.percent(last["flipped"]), "predictions flipped", "against the uncompressed"))
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
@@ -91,8 +92,8 @@ def _stages(record: Record) -> str:
         "params",
         "file",
         "latency",
-        "val accuracy",
-        "test accuracy",
+        f"val {words.score(record)}",
+        f"test {words.score(record)}",
         "flipped",
     ]
     rows = []
@@ -124,7 +125,7 @@ def _interval(score: Mapping[str, float] | None) -> str:
     if not score:
         return words.NONE
     low, high = 100 * score["low"], 100 * score["high"]
-    return f"{words.percent(score['accuracy'])} <small>[{low:.1f}, {high:.1f}]</small>"
+    return f"{words.percent(metrics.main(score))} <small>[{low:.1f}, {high:.1f}]</small>"
 
 
 def _points(record: Record) -> str:
@@ -143,16 +144,25 @@ def _points(record: Record) -> str:
     unit = {"ms": "ms, median", "bytes": "MB", "macs": "millions", "params": "millions"}[field]
     chart = charts.scatter(
         marks,
-        title="Accuracy against cost of every point tried",
+        title=f"{_first(words.score(record))} against cost of every point tried",
         x=f"{words.NOUN[field]} ({unit})",
-        y="accuracy on val",
+        y=f"{words.score(record)} on val",
         limit=limit,
         limit_says="budget",
         floor=floor,
-        floor_says="lowest accuracy allowed",
+        floor_says=f"lowest {words.score(record)} allowed",
     )
     left = "Left of the dashed line is within the budget."
-    return _section(f"Accuracy against {words.NOUN[field]}", chart, says=f"Every point that was tried. {left}")
+    return _section(
+        f"{_first(words.score(record))} against {words.NOUN[field]}",
+        chart,
+        says=f"Every point that was tried. {left}",
+    )
+
+
+def _first(word: str) -> str:
+    """A word as a title begins with it."""
+    return word if word[:2] == "mI" else word.capitalize()
 
 
 def _scaled(field: str, value: float) -> float:
@@ -189,20 +199,20 @@ def _behaviour(record: Record) -> str:
     head = ["stage", "flipped", "largest drop of a class", "calibration error", "clean", "corrupted, mean"]
     rows = []
     for one in stages:
-        scores = [one["clean"]["accuracy"], one["corrupted_mean"]]
-        scores += [one["attacked"][name]["accuracy"] for name in attacks]
+        scores = [metrics.main(one["clean"]), one["corrupted_mean"]]
+        scores += [metrics.main(one["attacked"][name]) for name in attacks]
         cells = [words.percent(one.get("flipped")), _worst_class(one), words.percent(one.get("calibration"))]
         cells += [words.percent(score) for score in scores]
         cells.append(escape(str(one["attack"])))
         name = f'<tr><th scope="row">{escape(str(one["name"]))}</th>'
         rows.append(name + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     table = _table([*head, *map(str.upper, attacks), "attack"], rows)
-    conditions = [("clean", [(str(s["name"]), s["clean"]["accuracy"]) for s in stages])]
+    conditions = [("clean", [(str(s["name"]), metrics.main(s["clean"])) for s in stages])]
     for part, names in (("corrupted", kinds), ("attacked", attacks)):
         for name in names:
             shown = name.upper() if part == "attacked" else name
-            conditions.append((shown, [(str(s["name"]), s[part][name]["accuracy"]) for s in stages]))
-    chart = charts.conditions(conditions, title="Accuracy by what was done to the images")
+            conditions.append((shown, [(str(s["name"]), metrics.main(s[part][name])) for s in stages]))
+    chart = charts.conditions(conditions, title=f"{_first(words.score(record))} by what was done to the images")
     return _section("Behaviour", f"{table}{chart}", says=_behaviour_says(found), wide=True)
 
 
@@ -243,7 +253,7 @@ def _histories(record: Record) -> str:
     parts = []
     for key, name, title in (
         ("loss", "training loss", "Training loss by epoch"),
-        ("val_accuracy", "accuracy on val", "Accuracy on val by epoch"),
+        ("val_score", f"{words.score(record)} on val", f"{_first(words.score(record))} on val by epoch"),
     ):
         lines = [
             charts.Line(
@@ -287,7 +297,7 @@ def _pairs(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
         f"<td>{value} of {sum(counts[i])}</td></tr>"
         for value, i, j in pairs
     ]
-    return _table(["true", "predicted", "images"], rows)
+    return _table(["true", "predicted", "count"], rows)
 
 
 def _wrong(record: Record) -> str:
@@ -305,6 +315,23 @@ def _wrong(record: Record) -> str:
         )
     body = f'<div class="wrong">{"".join(figures)}</div>' if figures else ""
     return _section("Most wrong", body, says="Test images the default export is surest and wrong about.")
+
+
+def _maps(record: Record) -> str:
+    """Class maps of the worst images: truth, prediction, errors."""
+    figures = []
+    for one in record.get("maps") or []:
+        name = escape(str(one["name"]))
+        figures.append(
+            f'<figure><img src="{escape(one["image"])}" alt="{name}: truth, prediction, errors">'
+            f"<figcaption>{words.score(record)} {words.percent(one['score'])} "
+            f'<small class="file" title="{name}">{name}</small></figcaption></figure>'
+        )
+    body = f'<div class="maps">{"".join(figures)}</div>' if figures else ""
+    says = (
+        "Test images on which the default export is worst: the truth, the prediction, and wrong pixels in red."
+    )
+    return _section("Worst images", body, says=says, wide=True)
 
 
 def _notes(record: Record) -> str:
@@ -347,6 +374,7 @@ SECTIONS: tuple[Callable[[Record], str], ...] = (
     _histories,
     _confusion,
     _wrong,
+    _maps,
     _notes,
     _machine,
 )

@@ -12,15 +12,18 @@ from PIL import Image
 
 SIDE = 128
 """Pictures are drawn at this many pixels; smaller ones are enlarged without blur."""
+WIDE = 720
+"""So are rows of pictures."""
 
 _URI = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
 
 
-def uri(image: Any) -> str:
+def uri(image: Any, *, side: int = SIDE) -> str:
     """A picture as a `data:image/png` URI.
 
     Args:
         image: uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]`, or such a URI already, which is checked.
+        side: pixels of its longer side.
     Raises:
         ValueError: it is neither.
     """
@@ -35,9 +38,9 @@ def uri(image: Any) -> str:
         pixels = pixels[..., 0]
     picture = Image.fromarray(pixels)
     largest = max(picture.size)
-    scale = SIDE // largest if largest < SIDE else SIDE / largest
+    scale = side // largest if largest < side else side / largest
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    grows = largest < SIDE
+    grows = largest < side
     picture = picture.resize(size, Image.Resampling.NEAREST if grows else Image.Resampling.LANCZOS)
     file = io.BytesIO()
     picture.save(file, format="PNG", optimize=True)

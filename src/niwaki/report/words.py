@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from niwaki import metrics
+
 FIELD = {"latency": "ms", "macs": "macs", "params": "params", "size": "bytes"}
 NOUN = {"ms": "latency", "macs": "MACs", "params": "parameters", "bytes": "file size"}
 NONE = "–"
@@ -53,11 +55,18 @@ def ratio(record: Mapping[str, Any], field: str) -> float | None:
     return None if not before or after is None else float(after / before)
 
 
+SCORES = {"accuracy": "accuracy", "miou": "mIoU"}
+"""Main scores in words."""
+
+
+def score(record: Mapping[str, Any]) -> str:
+    """What the main score is called."""
+    return SCORES[str(record.get("metric", "accuracy"))]
+
+
 def accuracy(one: Mapping[str, Any], split: str = "test") -> float | None:
-    """A stage's accuracy on a split, 0..1, or None."""
-    score = one.get(split) or {}
-    value = score.get("accuracy")
-    return None if value is None else float(value)
+    """A stage's main score on a split, 0..1, or None."""
+    return metrics.main(one[split]) if one.get(split) else None
 
 
 def headline(record: Mapping[str, Any]) -> str:
@@ -72,7 +81,7 @@ def headline(record: Mapping[str, Any]) -> str:
     if left is not None:
         words.append(f"{left:.2f} of the {NOUN[field]}")
     if before is not None and after is not None:
-        words.append(f"accuracy {percent(before)} → {percent(after)}")
+        words.append(f"{score(record)} {percent(before)} → {percent(after)}")
     if "met" in budget:
         words.append("budget met" if budget["met"] else "budget NOT met")
     text = ", ".join(words) or "nothing was measured"

@@ -21,7 +21,7 @@ from niwaki.tasks import Task
 
 
 class Deployed(nn.Module):
-    """A model between raw pixels and probabilities: uint8 `[B, H, W, C]` to float32 `[B, K]`.
+    """A model between raw pixels and probabilities: uint8 `[B, H, W, C]` to float32 `[B, K]` or `[B, K, H, W]`.
 
     Args:
         planes: take the pixels' values 0..255 as float32 `[B, C, H, W]` instead.
@@ -36,7 +36,7 @@ class Deployed(nn.Module):
         self, model: nn.Module, spec: Spec, task: Task, *, as_convolution: bool = False, planes: bool = False
     ) -> None:
         super().__init__()
-        self.model, self.task = model, task
+        self.model, self.task, self.size_hw = model, task, spec.size_hw
         self.as_convolution, self.planes = as_convolution, planes
         mean, std = (np.array(v, np.float64) for v in (spec.mean, spec.std))
         scale, shift = (torch.tensor(v, dtype=torch.float32) for v in (1 / (255 * std), -mean / std))
@@ -56,7 +56,7 @@ class Deployed(nn.Module):
             x = nn.functional.conv2d(x, self.scale, self.shift)
         else:
             x = x * self.scale + self.shift
-        return self.task.head(self.model(x))
+        return self.task.head(self.model(x), size_hw=self.size_hw)
 
 
 def wrap(

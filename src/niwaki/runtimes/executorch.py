@@ -18,7 +18,7 @@ from niwaki import files
 from niwaki.errors import RuntimeFailed
 from niwaki.lazy import require
 from niwaki.runtimes import request
-from niwaki.runtimes.session import Session, read, refused
+from niwaki.runtimes.session import Session, of_answer, read, refused
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,9 +54,10 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
     except Exception as error:  # RuntimeError by its own codes
         raise refused(path, "ExecuTorch", error) from error
     (kind, sizes), (gives, rows) = sides
-    if (kind, len(sizes), gives, len(rows)) != (_BYTE, 4, _FLOAT, 2) or sizes[0] != 1:
+    if (kind, len(sizes), gives) != (_BYTE, 4, _FLOAT) or len(rows) not in (2, 4) or sizes[0] != 1:
         raise RuntimeFailed(
-            f"{path.name}: takes and gives {sides}, expected uint8 [1, H, W, C] and float32 [1, K]. "
+            f"{path.name}: takes and gives {sides}, expected uint8 [1, H, W, C] and float32 [1, K] or [1, K, "
+            "H, W]. "
             "It was not exported by niwaki.",
             code="runtime-signature",
         )
@@ -65,7 +66,7 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
         assert program  # a method reads from its program, and does not keep it
         return method.execute([torch.from_numpy(images)])[0].numpy()
 
-    return Session(run, shape=sizes[1:], classes=rows[1], batch=1, name="ExecuTorch")
+    return Session(run, shape=sizes[1:], **of_answer(rows[1:]), batch=1, name="ExecuTorch")
 
 
 def export(

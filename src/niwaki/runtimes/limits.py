@@ -55,20 +55,24 @@ class Parity:
 def compare(
     wanted: npt.NDArray[np.float32], got: npt.NDArray[np.float32], precision: str = "float32"
 ) -> Parity:
-    """Two tables of probabilities `[N, K]`, the model's and the file's, compared."""
+    """Two tables of probabilities `[N, K]` or `[N, K, H, W]`, the model's and the file's, compared; where there
+    is one answer a pixel, agreement and what moved are means over pixels."""
     if wanted.shape != got.shape:
         raise ParityError(
             f"the model gives probabilities {wanted.shape}, the file {got.shape}. It was exported "
             "from another model.",
             code="parity",
         )
-    error = np.abs(wanted.astype(np.float64) - got)
-    best = got.argmax(1)
     tie = LIMITS["float32"].error
-    agrees = wanted[np.arange(len(wanted)), best] >= wanted.max(1) - tie
+    found = []
+    for one, other in zip(wanted, got, strict=True):  # maps of many images as float64 would be large
+        error = np.abs(one.astype(np.float64) - other)
+        best = np.take_along_axis(one, other.argmax(0, keepdims=True), 0)[0]
+        found.append((error.max(), np.mean(best >= one.max(0) - tie), error.sum(0).mean() / 2))
+    largest, agreement, moved = np.array(found).reshape(-1, 3).T
     return Parity(
-        error=float(error.max()),
-        agreement=float(agrees.mean()),
-        moved=float(error.sum(1).mean() / 2),
+        error=float(largest.max()),
+        agreement=float(agreement.mean()),
+        moved=float(moved.mean()),
         images=len(wanted),
     )

@@ -28,7 +28,7 @@ from niwaki import files
 from niwaki.errors import MissingExtra, RuntimeFailed
 from niwaki.lazy import require
 from niwaki.runtimes import request
-from niwaki.runtimes.session import Session, read, refused
+from niwaki.runtimes.session import Session, of_answer, read, refused
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,10 +62,12 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
     except Exception as error:  # ValueError or RuntimeError, by the damage
         raise refused(path, "LiteRT", error) from error
     sides = [[(np.dtype(v["dtype"]).name, len(v["shape"])) for v in side] for side in (image, out)]
-    takes, gives = [("uint8", 4)], ([("float32", 2)], [("int8", 2)])
+    takes = [("uint8", 4)]
+    gives = [[(kind, rank)] for kind in ("float32", "int8") for rank in (2, 4)]
     if sides[0] != takes or sides[1] not in gives or image[0]["shape"][0] != 1:
         raise RuntimeFailed(
-            f"{path.name}: takes and gives {sides}, expected uint8 [1, H, W, C] and float32 [1, K]. "
+            f"{path.name}: takes and gives {sides}, expected uint8 [1, H, W, C] and float32 [1, K] or [1, K, "
+            "H, W]. "
             "It was not exported by niwaki.",
             code="runtime-signature",
         )
@@ -79,7 +81,7 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
         return found if found.dtype == np.float32 else scale * (found.astype(np.float32) - zero)
 
     shape = [int(n) for n in image[0]["shape"][1:]]
-    return Session(run, shape=shape, classes=int(out[0]["shape"][1]), batch=1, name="LiteRT")
+    return Session(run, shape=shape, **of_answer([int(n) for n in out[0]["shape"][1:]]), batch=1, name="LiteRT")
 
 
 def export(

@@ -24,7 +24,7 @@ from niwaki import files
 from niwaki.errors import RuntimeFailed
 from niwaki.lazy import require
 from niwaki.runtimes import request
-from niwaki.runtimes.session import Session, read, refused
+from niwaki.runtimes.session import Session, of_answer, read, refused
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,13 +72,14 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
         failed, out = extractor.extract("out0")
         if failed:
             raise RuntimeError(f"code {failed}")
-        return np.array(out, np.float32).reshape(1, -1)
+        found = np.array(out, np.float32)
+        return found[None] if found.ndim == 3 else found.reshape(1, -1)
 
     try:
-        classes = run(np.zeros((1, height, width, channels), np.uint8)).shape[1]
+        answer = run(np.zeros((1, height, width, channels), np.uint8)).shape[1:]
     except RuntimeError as error:
         raise refused(path, "ncnn", error) from error
-    return Session(run, shape=(height, width, channels), classes=classes, batch=1, name="ncnn")
+    return Session(run, shape=(height, width, channels), **of_answer(answer), batch=1, name="ncnn")
 
 
 def export(

@@ -2,9 +2,10 @@
 onnx_export.py.
 
 What is opened must be what niwaki exports: one input `image` uint8 `[N, H, W, C]`, one output
-`probabilities` float32 `[N, K]`, all weights inside the file. A file that keeps tensors in other
-files is refused before ONNX Runtime sees it, so opening a file reads no other. It is no sandbox: a
-file made to take long or much memory will.
+`probabilities` float32 `[N, K]` (or `[N, K, H, W]`, of a task with an answer for each pixel), all
+weights inside the file. A file that keeps tensors in other files is refused before ONNX Runtime
+sees it, so opening a file reads no other. It is no sandbox: a file made to take long or much memory
+will.
 Shape letters: N images, H W pixels, C channels, K classes.
 """
 
@@ -19,7 +20,7 @@ import onnxruntime as ort
 
 from niwaki.errors import RuntimeFailed
 from niwaki.runtimes import wire
-from niwaki.runtimes.session import Session, read, refused
+from niwaki.runtimes.session import Session, of_answer, read, refused
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,12 +57,11 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
         raise refused(path, "ONNX Runtime", error) from error
     _check_signature(session, path)
     _, *shape = (n if isinstance(n, int) else None for n in session.get_inputs()[0].shape)
-    classes = session.get_outputs()[0].shape[1]
 
     def run(images: npt.NDArray[np.uint8]) -> Any:
         return session.run([OUTPUT], {INPUT: images})[0]
 
-    return Session(run, shape=shape, classes=classes if isinstance(classes, int) else None, name="ONNX Runtime")
+    return Session(run, shape=shape, **of_answer(session.get_outputs()[0].shape[1:]), name="ONNX Runtime")
 
 
 def export(
@@ -86,10 +86,11 @@ def _check_signature(session: Any, path: Path) -> None:
     got = [
         [(v.name, v.type, len(v.shape)) for v in side] for side in (session.get_inputs(), session.get_outputs())
     ]
-    if got != [[(INPUT, "tensor(uint8)", 4)], [(OUTPUT, "tensor(float)", 2)]]:
+    takes = [(INPUT, "tensor(uint8)", 4)]
+    if got not in ([takes, [(OUTPUT, "tensor(float)", rank)]] for rank in (2, 4)):
         raise RuntimeFailed(
             f"{path.name}: takes and gives {got}, expected {INPUT} uint8 [N, H, W, C] and "
             f"{OUTPUT} float32 "
-            "[N, K]. It was not exported by niwaki.",
+            "[N, K] or [N, K, H, W]. It was not exported by niwaki.",
             code="runtime-signature",
         )

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from niwaki.errors import RuntimeFailed
 from niwaki.lazy import require
 from niwaki.runtimes import request
-from niwaki.runtimes.session import Session, read, refused
+from niwaki.runtimes.session import Session, of_answer, read, refused
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,12 +62,12 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
         raise refused(path, "OpenVINO", error) from error
     call = compiled.create_infer_request()
     sizes = [int(d.get_length()) for d in list(model.inputs[0].partial_shape)[1:]]
-    classes = int(model.outputs[0].partial_shape[1].get_length())
+    answer = [int(d.get_length()) for d in list(model.outputs[0].partial_shape)[1:]]
 
     def run(images: npt.NDArray[np.uint8]) -> Any:
         return call.infer({0: images})[0]
 
-    return Session(run, shape=sizes, classes=classes, name="OpenVINO")
+    return Session(run, shape=sizes, **of_answer(answer), name="OpenVINO")
 
 
 def export(
@@ -137,9 +137,10 @@ def _checked(model: Any, path: Path) -> str:
         for side in (model.inputs, model.outputs)
     ]
     marked = model.has_rt_info(_MARK) and str(model.get_rt_info(_MARK).value)
-    if sides != [[("u8", 4)], [("f32", 2)]] or marked not in PRECISIONS:
+    if sides not in ([[("u8", 4)], [("f32", rank)]] for rank in (2, 4)) or marked not in PRECISIONS:
         raise RuntimeFailed(
-            f"{path.name}: takes and gives {sides}, expected uint8 [N, H, W, C] and float32 [N, K]. "
+            f"{path.name}: takes and gives {sides}, expected uint8 [N, H, W, C] and float32 [N, K] or [N, K, "
+            "H, W]. "
             "It was not exported by niwaki.",
             code="runtime-signature",
         )

@@ -81,11 +81,12 @@ def prove(
 def reference(
     model: nn.Module, spec: Spec, task: Task, images: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.float32]:
-    """The model's own probabilities float32 `[N, K]`, in eval mode on the CPU; the model is
+    """The model's own probabilities float32 `[N, K]` or `[N, K, H, W]`, in eval mode on the CPU; the model is
     untouched."""
     own = copy.deepcopy(model).cpu().float().eval()
     with torch.no_grad():
-        return np.asarray(task.head(own(torch.from_numpy(spec.normalise(images)))).numpy(), np.float32)
+        output = own(torch.from_numpy(spec.normalise(images)))
+        return np.asarray(task.head(output, size_hw=spec.size_hw).numpy(), np.float32)
 
 
 def noise(spec: Spec, count: int, *, seed: int = 0) -> npt.NDArray[np.uint8]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +20,14 @@ Floats = npt.NDArray[np.float32]
 
 
 class Session:
-    """An opened file; calling it with uint8 `[N, H, W, C]` returns float32 `[N, K]`.
+    """An opened file; calling it with uint8 `[N, H, W, C]` returns float32 `[N, K]`, or `[N, K, H, W]` where it
+    answers for each pixel.
 
     Args:
-        run: one call of the runtime, `[B, H, W, C]` to `[B, K]`.
+        run: one call of the runtime, `[B, H, W, C]` to `[B, K]` or `[B, K, H, W]`.
         shape: height, width and channels of its images, None where the file leaves one open.
         classes: K, None where the file leaves it open.
+        map_hw: height and width of the answer, None where it is one for an image.
         batch: the only B that `run` takes; None for any. A last batch that is short is filled up and cut.
         at_most: the largest B that `run` takes; None for any.
         name: the runtime's name, for messages.
@@ -36,6 +39,7 @@ class Session:
         *,
         shape: Sequence[int | None],
         classes: int | None,
+        map_hw: Sequence[int | None] | None = None,
         batch: int | None = None,
         at_most: int | None = None,
         name: str,
@@ -44,9 +48,10 @@ class Session:
         self._step = batch or at_most
         height, width, channels = shape
         self.size_hw, self.channels, self.classes = (height, width), channels, classes
+        self.answer = (classes,) if map_hw is None else (classes, *map_hw)
 
     def __call__(self, images: Images) -> Floats:
-        """Probabilities float32 `[N, K]` of uint8 images `[N, H, W, C]`.
+        """Probabilities float32 `[N, K]` or `[N, K, H, W]` of uint8 images `[N, H, W, C]`.
 
         Raises:
             SpecError: the images are of another shape or type. [runtime-input]
@@ -88,6 +93,12 @@ class Session:
                 "at least 1. Spec.read gives one image of that kind; numpy.stack makes them a batch.",
                 code="runtime-input",
             )
+
+
+def of_answer(shape: Sequence[object]) -> dict[str, Any]:
+    """`classes` and `map_hw` of a Session whose file says that it answers `[N, *shape]`."""
+    known = [n if isinstance(n, int) else None for n in shape]
+    return {"classes": known[0], "map_hw": tuple(known[1:]) if len(known) == 3 else None}
 
 
 def read(path: Path, *, most: int = 2**31 - 1) -> bytes:

@@ -21,7 +21,7 @@ from niwaki import files
 from niwaki.errors import ModelError, RuntimeFailed
 from niwaki.lazy import require
 from niwaki.runtimes import request, wire
-from niwaki.runtimes.session import Session, read, refused
+from niwaki.runtimes.session import Session, of_answer, read, refused
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,11 +57,11 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
     from niwaki.runtimes import tensorrt_engine
 
     try:
-        engine, sizes, classes = tensorrt_engine.build(trt, data, half=path.stem == "float16", batches=BATCHES)
-        run = tensorrt_engine.runner(trt, cuda, engine, classes)
+        engine, sizes, answer = tensorrt_engine.build(trt, data, half=path.stem == "float16", batches=BATCHES)
+        run = tensorrt_engine.runner(trt, cuda, engine, answer)
     except RuntimeError as error:
         raise refused(path, "TensorRT", error) from error
-    return Session(run, shape=sizes, classes=classes, at_most=BATCHES[2], name="TensorRT")
+    return Session(run, shape=sizes, **of_answer(answer), at_most=BATCHES[2], name="TensorRT")
 
 
 def export(

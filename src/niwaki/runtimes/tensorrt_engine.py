@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 
-def build(trt: Any, data: bytes, *, half: bool, batches: tuple[int, int, int]) -> tuple[Any, list[int], int]:
-    """(engine, [H, W, C], K) of an ONNX file.
+def build(
+    trt: Any, data: bytes, *, half: bool, batches: tuple[int, int, int]
+) -> tuple[Any, list[int], list[int]]:
+    """(engine, [H, W, C], [K] or [K, H, W]) of an ONNX file.
 
     Raises:
         RuntimeError: TensorRT does not take the file; the message holds its reason.
@@ -36,13 +38,14 @@ def build(trt: Any, data: bytes, *, half: bool, batches: tuple[int, int, int]) -
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise RuntimeError("no engine could be built")
-    return trt.Runtime(logger).deserialize_cuda_engine(plan), sizes, int(out.shape[1])
+    return trt.Runtime(logger).deserialize_cuda_engine(plan), sizes, [int(n) for n in out.shape[1:]]
 
 
 def runner(
-    trt: Any, cuda: Any, engine: Any, classes: int
+    trt: Any, cuda: Any, engine: Any, answer: list[int]
 ) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]:
-    """One call of an engine: uint8 `[N, H, W, C]` to float32 `[N, K]`, copied to the GPU and back."""
+    """One call of an engine: uint8 `[N, H, W, C]` to float32 `[N, K]` or `[N, K, H, W]`, copied to the GPU and
+    back."""
     context = engine.create_execution_context()
     stream = _done(cuda.cudaStreamCreate())
     names = [engine.get_tensor_name(k) for k in range(engine.num_io_tensors)]
@@ -50,7 +53,7 @@ def runner(
     to, back = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice, cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
 
     def run(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        found = np.empty((len(images), classes), np.float32)
+        found = np.empty((len(images), *answer), np.float32)
         held = [_done(cuda.cudaMalloc(array.nbytes)) for array in (images, found)]
         try:
             _done(cuda.cudaMemcpyAsync(held[0], images.ctypes.data, images.nbytes, to, stream))

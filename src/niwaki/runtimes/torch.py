@@ -21,7 +21,7 @@ from niwaki import files
 from niwaki.errors import NiwakiError, RuntimeFailed
 from niwaki.lazy import require
 from niwaki.runtimes import request
-from niwaki.runtimes.session import Session, read, refused
+from niwaki.runtimes.session import Session, of_answer, read, refused
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +51,7 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
     try:
         about = json.loads(_metadata(data)["niwaki"])
         graph, (height, width, channels) = about["graph"], about["shape"]
-        classes, precision = int(about["classes"]), about["precision"]
+        answer, precision = [int(n) for n in about.get("answer") or [about["classes"]]], about["precision"]
         tensors = require("safetensors.torch", extra="train").load(data)
         module = program.load(graph, tensors).eval()
     except NiwakiError:
@@ -67,7 +67,7 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
             return module(torch.from_numpy(images)).float().numpy()
 
-    return Session(run, shape=(int(height), int(width), int(channels)), classes=classes, name="torch")
+    return Session(run, shape=(int(height), int(width), int(channels)), **of_answer(answer), name="torch")
 
 
 def export(
@@ -100,7 +100,7 @@ def export(
         "graph": graph,
         "precision": precision,
         "shape": [*spec.size_hw, spec.channels],
-        "classes": len(task.classes),
+        "answer": list(task.shape(spec.size_hw)),
     }
     whole = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
     files.write_bytes(path, save(whole, {"niwaki": json.dumps(about, sort_keys=True)}))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from niwaki import metrics
 from niwaki.errors import PlanError
 from niwaki.lazy import require
 from niwaki.search.trials import Range, Setting, Space, Trial
@@ -46,7 +47,7 @@ def optuna(
         trial.set_user_attr("trial", json.dumps(found))
         if not found.get("val"):
             raise tool.TrialPruned
-        return float(found["val"]["accuracy"])
+        return metrics.main(found["val"])
 
     enough = tool.study.MaxTrialsCallback(trials, states=(states.COMPLETE, states.PRUNED))
     if len(held.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))) < trials:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from niwaki import metrics
 from niwaki.errors import PlanError
 
 Setting = dict[str, Any]
@@ -182,8 +183,8 @@ def rungs(count: int, *, epochs: int, least: int = 1, eta: int = ETA) -> list[in
 
 
 def accuracy(trial: Trial) -> float:
-    """A trial's accuracy on val, which chooses."""
-    return float(trial["val"]["accuracy"])
+    """A trial's main score on val, which chooses."""
+    return metrics.main(trial["val"])
 
 
 def front(trials: Sequence[Trial], *, cost: str = "macs") -> list[Trial]:

@@ -1,17 +1,22 @@
-"""Training a model on labelled images."""
+"""Training a model on labelled images, or on images with masks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
+import numpy as np
 from torch import Tensor, nn
 
-from niwaki import loop
+from niwaki import loop, losses
 from niwaki.batches import Batch
+from niwaki.errors import PlanError
 from niwaki.evaluate import Readable
 from niwaki.spec import Spec
-from niwaki.tasks import Task
+from niwaki.tasks import Segment, Task
+
+PLAIN = "cross-entropy"
 
 
 def fit(
@@ -21,6 +26,11 @@ def fit(
     spec: Spec,
     train: Readable,
     val: Readable | None = None,
+    loss: str = PLAIN,
+    auxiliary: Sequence[str] = (),
+    auxiliary_weight: float = 0.4,
+    edges: Sequence[str] = (),
+    edge_weight: float = 1.0,
     checkpoint: Path | None = None,
     show: loop.Show | None = None,
     **training: Unpack[loop.Training],
@@ -29,19 +39,54 @@ def fit(
 
     Args:
         val: scored after each epoch for the history; it decides nothing.
+        loss: a mix such as "2*ohem + dice" (`losses.mix`).
+        auxiliary: modules whose features are to give the class map as well, through heads that are dropped at
+            the end (masks only); their mean loss counts `auxiliary_weight`.
+        edges: modules whose features are to give the boundaries between classes, likewise; `edge_weight`.
         checkpoint: file to go on from and to write to.
         show: called with each `loop.Progress`.
         training: epochs, batch, lr, augment and the others that `loop.Knobs` lists and explains.
     Raises:
-        PlanError: a knob is out of range, or the loss is no number. [train-knob, train-nonfinite]
+        PlanError: a knob is out of range, or the loss is no number.
+            [train-knob, train-nonfinite, loss-text, loss-auxiliary]
         RunError: the checkpoint is damaged or another training's.
             [checkpoint-damaged, checkpoint-other]
     """
+    own = task.loss if loss == PLAIN else losses.mix(loss, task=task, counts=_counts(task, train))
+    settings: dict[str, Any] = {} if loss == PLAIN else {"loss": loss}
 
     def objective(model: nn.Module, batch: Batch) -> Tensor:
-        return task.loss(model(batch.images).float(), batch.target)
+        return own(model(batch.images).float(), batch.target)
 
-    return loop.run(
-        model, objective, stage="train", task=task, spec=spec, train=train, val=val,
-        knobs=loop.Knobs(**training), checkpoint=checkpoint, show=show,
+    def with_heads(model: nn.Module, batch: Batch) -> Tensor:
+        assert isinstance(model, losses.Heads)
+        each, inside, edge = model.losses(batch.images, batch.target, own)
+        return each + auxiliary_weight * inside + edge_weight * edge
+
+    if heads := (*auxiliary, *edges):
+        settings |= {"heads": [*heads], "weights": [auxiliary_weight, edge_weight]}
+        model = _headed(model, task, spec, auxiliary, edges)
+    done = loop.run(
+        model, with_heads if heads else objective, stage="train", task=task, spec=spec, train=train,
+        val=val, knobs=loop.Knobs(**training), checkpoint=checkpoint, show=show, settings=settings,
     )  # fmt: skip
+    return done.network if isinstance(done, losses.Heads) else done
+
+
+def _headed(
+    model: nn.Module, task: Task, spec: Spec, auxiliary: Sequence[str], edges: Sequence[str]
+) -> nn.Module:
+    if not isinstance(task, Segment):
+        raise PlanError(
+            "training: auxiliary heads and edges are of class maps, and these images have labels. "
+            "Leave them out.",
+            code="loss-auxiliary",
+        )
+    return losses.Heads(model, task=task, spec=spec, classes=auxiliary, edges=edges)
+
+
+def _counts(task: Task, train: Readable) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Labels or pixels of each class."""
+    if train.counts is not None:
+        return np.asarray(train.counts.sum(0), np.int64)
+    return np.bincount(train.labels, minlength=len(task.classes))
