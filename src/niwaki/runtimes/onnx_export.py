@@ -66,7 +66,6 @@ def export(
     _strip(proto)
     if trained:
         proto = onnx_trained.quantize(proto, spec)
-        _strip(proto)
     elif calib is not None and precision == "int8":
         proto = onnx_int8.quantize(proto, calib, spec)
         _strip(proto)
