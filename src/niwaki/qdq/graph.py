@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 LAYERS = ("Conv", "Gemm", "MatMul")
 MIXING = ("Add", "Mul", "Concat")
-POINTWISE = ("Relu", "Clip", "Sigmoid")
+CUTTING = ("Relu", "Clip")
+POINTWISE = (*CUTTING, "Sigmoid")
 POOLING = ("MaxPool", "AveragePool", "GlobalAveragePool")
 MOVING = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Pad")
 OPERATORS = (*LAYERS, *MIXING, *POINTWISE, *POOLING, *MOVING)
@@ -46,6 +47,10 @@ class Graph:
     def array(self, name: str) -> npt.NDArray[Any]:
         """A constant's values."""
         return np.asarray(numpy_helper.to_array(self.constants[name]))
+
+    def set(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Gives a constant other values, in place."""
+        self.constants[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), name))
 
     def inputs(self, node: Any) -> list[str]:
         """The float inputs of a node that are computed, each once."""
@@ -97,7 +102,7 @@ def integer_nodes(graph: Graph, *, float_nodes: Collection[str] = ()) -> list[An
     scales of channels, whose own rounding would be the largest error there. So do sums that a layer norm
     reads: the residual stream of a transformer, which its norms read in float anyway.
     """
-    return [
+    chosen = [
         node
         for node in graph.proto.graph.node
         if node.op_type in OPERATORS
@@ -105,6 +110,23 @@ def integer_nodes(graph: Graph, *, float_nodes: Collection[str] = ()) -> list[An
         and graph.inputs(node)
         and not _better_float(graph, node)
     ]
+    return _joined(graph, chosen)
+
+
+def _joined(graph: Graph, chosen: list[Any]) -> list[Any]:
+    """Without what only moves or cuts values between floats: it would round them for nothing."""
+    while True:
+        names = {node.name for node in chosen}
+
+        def idle(node: Any, names: set[str] = names) -> bool:
+            maker = graph.makers.get(node.input[0])
+            read = any(one.name in names for name in node.output for one in graph.readers.get(name, ()))
+            return not read and (maker is None or maker.name not in names or maker.op_type in FLOAT_OUT)
+
+        kept = [node for node in chosen if node.op_type not in (*MOVING, *CUTTING, "MaxPool") or not idle(node)]
+        if len(kept) == len(chosen):
+            return kept
+        chosen = kept
 
 
 def _better_float(graph: Graph, node: Any) -> bool:
@@ -115,6 +137,18 @@ def _better_float(graph: Graph, node: Any) -> bool:
     return node.op_type == "Add" and any(
         r.op_type == "LayerNormalization" for r in graph.readers.get(node.output[0], ())
     )
+
+
+def fused(graph: Graph, node: Any) -> bool:
+    """Whether a node is a Relu or Clip that is one kernel with the layer or sum before it."""
+    maker = graph.makers.get(node.input[0]) if node.op_type in CUTTING else None
+    return maker is not None and maker.op_type in OPERATORS and len(graph.readers[node.input[0]]) == 1
+
+
+def units(graph: Graph, nodes: Iterable[Any]) -> list[Any]:
+    """Those of the integer nodes whose rounding is their own: no Relu that is one kernel with what is before,
+    nor what only moves values."""
+    return [n for n in nodes if n.op_type not in (*MOVING, "MaxPool") and not fused(graph, n)]
 
 
 def activations(graph: Graph, nodes: Iterable[Any]) -> list[str]:
@@ -130,12 +164,6 @@ def attribute(node: Any, name: str, default: Any) -> Any:
     """The value of a node's attribute."""
     found = next((a for a in node.attribute if a.name == name), None)
     return default if found is None else helper.get_attribute_value(found)
-
-
-def set_constant(proto: Any, name: str, values: npt.NDArray[Any]) -> None:
-    """Gives an initializer other values, in place."""
-    tensor = next(t for t in proto.graph.initializer if t.name == name)
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), name))
 
 
 def add_constant(proto: Any, name: str, values: npt.NDArray[Any]) -> str:

@@ -22,8 +22,6 @@ from niwaki.qdq.graph import Graph
 from niwaki.qdq.grid import Grid
 from niwaki.qdq.recipe import Recipe
 
-CUTTING = ("Relu", "Clip")
-"""Operators that the end of a grid stands in for, where it ends where they cut off."""
 INT4_OPSET = 21
 """ONNX knows 4-bit whole numbers from here on."""
 
@@ -57,10 +55,13 @@ def write(
     ]
     weights = {**weight_grids(graph, nodes), **(weights or {})}
     _check(graph, activations, weights)
+    if not nodes:
+        return whole
     if any(one.bits < 8 for one in weights.values()):
         whole = onnx.version_converter.convert_version(whole, INT4_OPSET)
     written = _written(whole, graph, nodes, activations, weights)
     _tidy(written, {node.name for node in nodes}, activations)
+    _guard(written)
     graphs.drop_unused(written.graph)
     return written
 
@@ -74,7 +75,11 @@ def spread(graph: Graph, activations: Mapping[str, Grid]) -> dict[str, Grid]:
             for name in node.output:
                 if name in graph.floats:
                     found.setdefault(name, found[node.input[0]])
-        elif node.op_type in CUTTING and node.output[0] in found and len(graph.readers[node.input[0]]) == 1:
+        elif (
+            node.op_type in graphs.CUTTING
+            and node.output[0] in found
+            and len(graph.readers[node.input[0]]) == 1
+        ):
             found.setdefault(node.input[0], found[node.output[0]])
     return found
 
@@ -151,7 +156,7 @@ def _written(
 def _cuts(graph: Graph, activations: Mapping[str, Grid]) -> bool:
     """Whether every grid behind a Relu or Clip ends where that cuts off, so that it may go."""
     for node in graph.proto.graph.node:
-        one = activations.get(node.output[0]) if node.op_type in CUTTING else None
+        one = activations.get(node.output[0]) if node.op_type in graphs.CUTTING else None
         if one is None:
             continue
         bounds = [float(graph.array(n)) if n in graph.constants else None for n in node.input[1:]]
@@ -190,6 +195,34 @@ def _tidy(proto: Any, integer: Collection[str], activations: Mapping[str, Grid])
             graphs.rewire(readers, back.output[0], value)
         elif floats:
             graphs.rewire([node for node in readers if node.name not in integer], back.output[0], value)
+
+
+def _guard(proto: Any) -> None:
+    """Keeps float layers between whole numbers float, in place.
+
+    ONNX Runtime rounds the float weights of a Conv or Gemm whose input and output are whole numbers, one scale
+    for all channels, whether they were left in float on purpose or not (its WeightBiasQuantization). A maximum
+    with the lowest float between its input and it is no change, and hides the pattern.
+    """
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    guarded: dict[str, str] = {}
+    out = []
+    for node in proto.graph.node:
+        maker = makers.get(node.input[0]) if node.input else None
+        held = node.op_type in ("Conv", "Gemm") and len(node.input) > 1 and node.input[1] in constants
+        if held and maker is not None and maker.op_type == "DequantizeLinear":
+            value = node.input[0]
+            if value not in guarded:
+                guarded[value] = f"{value}_float"
+                lowest = graphs.add_constant(proto, f"{value}_lowest", np.finfo(np.float32).min)
+                out.append(onnx.helper.make_node("Max", [value, lowest], [guarded[value]], f"Max_{value}"))
+            node.input[0] = guarded[value]
+        out.append(node)
+    if guarded:
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in out]
+        del proto.graph.node[:]
+        proto.graph.node.extend(copies)
 
 
 @contextmanager

@@ -22,13 +22,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
+from niwaki.errors import PlanError
+from niwaki.qdq import bias, equalise, insert, ranges, rounding, sensitivity, smooth
 from niwaki.qdq import graph as graphs
-from niwaki.qdq import insert, ranges
 from niwaki.qdq.grid import Grid
 from niwaki.qdq.recipe import Recipe
 from niwaki.runtimes import onnx_rewrite, onnx_widen
 from niwaki.spec import Spec
+
+FEW = 32
+"""Images on which nodes are put into the order in which they stay float."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def prepare(proto: Any, spec: Spec) -> Prepared:
     else:
         name, scale, zero, skip = cast.output[0], 1.0, 0, (transpose.name,)
     pixels = Grid(scale=np.array(scale, np.float32), zero=np.array(zero, np.int64))
-    return Prepared(proto, {name: pixels}, transpose.output[0], proto.graph.node[-1].input[0], skip)
+    return Prepared(proto, {name: pixels}, transpose.output[0], _logits(proto.graph), skip)
 
 
 def quantize(proto: Any, calib: npt.NDArray[np.uint8], spec: Spec, recipe: Recipe | None = None) -> Any:
@@ -75,40 +80,90 @@ def quantize(proto: Any, calib: npt.NDArray[np.uint8], spec: Spec, recipe: Recip
         proto: changed in place.
         calib: uint8 `[N, H, W, C]` that set the ranges of activations.
         recipe: how; None is plain min-max.
+    Raises:
+        ModelError: there are no images, or a value is infinite on them. [quantize-images, quantize-infinite]
+        PlanError: the recipe leaves a node in float that the graph has not. [quantize-recipe]
     """
-    ready = prepare(proto, spec)
-    return finish(ready, grids(ready, calib, recipe or Recipe()), recipe or Recipe())
+    return Maker(prepare(proto, spec), calib).make(recipe or Recipe())
 
 
-def grids(ready: Prepared, calib: npt.NDArray[np.uint8], recipe: Recipe) -> dict[str, Grid]:
-    """The grid of every activation but the logits, from calibration images."""
-    graph = graphs.read(ready.proto)
-    names = [
-        name
-        for name in graphs.activations(graph, graphs.integer_nodes(graph, float_nodes=ready.skip))
-        if name not in ready.pixels and name != ready.logits
-    ]
-    plain = recipe.calibration == "min-max"
-    seen = ranges.collect(ready.proto, names, calib, histograms=not plain)
-    return {name: ranges.grid(seen[name], recipe.calibration) for name in names} | ready.pixels
+class Maker:
+    """Makes int8 graphs of one float graph by many recipes, and measures what they share only once.
+
+    Args:
+        ready: left as it is.
+        calib: uint8 `[N, H, W, C]`.
+    """
+
+    def __init__(self, ready: Prepared, calib: npt.NDArray[np.uint8]) -> None:
+        self.ready, self.calib = ready, calib
+        self._seen: dict[tuple[bool, float | None, bool], dict[str, ranges.Seen]] = {}
+
+    def make(self, recipe: Recipe) -> Any:
+        """The int8 ModelProto of a recipe; pixels enter it as they are."""
+        proto, activations, weights = self.rounded(recipe)
+        quantized = insert.write(
+            proto, activations, weights=weights, float_nodes=(*self.ready.skip, *recipe.float_nodes)
+        )
+        inside = quantized.graph
+        for node in inside.node:
+            if node.op_type == "QuantizeLinear" and node.input[0] in self.ready.pixels:
+                graphs.rewire(inside.node, node.output[0], self.ready.entry)
+        graphs.drop_unused(inside)
+        return quantized
+
+    def rounded(self, recipe: Recipe) -> tuple[Any, dict[str, Grid], dict[str, Grid]]:
+        """The float graph as a recipe changes it, and the grids of its activations and weights."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.ready.proto)
+        if recipe.equalise:
+            equalise.equalise(proto, skip=self.ready.skip)
+        if recipe.smooth is not None:
+            smooth.smooth(proto, self.calib, share=recipe.smooth, skip=self.ready.skip)
+        activations = self._activations(proto, recipe)
+        weights = insert.weight_grids(graphs.read(proto), self.nodes(proto, recipe), recipe)
+        if recipe.rounding == "learned":
+            rounding.learn(proto, activations, weights, self.calib)
+        if recipe.correct_bias:
+            bias.correct(proto, activations, weights, self.calib)
+        return proto, activations, weights
+
+    def nodes(self, proto: Any, recipe: Recipe) -> list[Any]:
+        """The nodes that run on whole numbers."""
+        names = {node.name for node in proto.graph.node}
+        if unknown := sorted({*recipe.float_nodes, *(recipe.node_bits or {})} - names):
+            raise PlanError(
+                f"recipe: the graph has no node {unknown[0]!r}. A recipe fits the model that it was made for; "
+                "climb the ladder again for another one.",
+                code="quantize-recipe",
+            )
+        return graphs.integer_nodes(graphs.read(proto), float_nodes=(*self.ready.skip, *recipe.float_nodes))
+
+    def sensitive(self, recipe: Recipe, *, images: int = FEW) -> list[tuple[str, ...]]:
+        """Sets of nodes that may stay float together, the one that helps most first."""
+        proto, activations, weights = self.rounded(recipe)
+        nodes = self.nodes(proto, recipe)
+        return sensitivity.costly(proto, nodes, activations, weights, self.calib[:images])
+
+    def _activations(self, proto: Any, recipe: Recipe) -> dict[str, Grid]:
+        """The grid of every activation but the logits."""
+        graph = graphs.read(proto)
+        nodes = graphs.integer_nodes(graph, float_nodes=self.ready.skip)
+        kept = {*self.ready.pixels, self.ready.logits}
+        names = [name for name in graphs.activations(graph, nodes) if name not in kept]
+        key = (recipe.equalise, recipe.smooth, recipe.calibration != "min-max")
+        if key not in self._seen:
+            self._seen[key] = ranges.collect(proto, names, self.calib, histograms=key[2])
+        return {
+            name: ranges.grid(self._seen[key][name], recipe.calibration) for name in names
+        } | self.ready.pixels
 
 
-def finish(ready: Prepared, activations: dict[str, Grid], recipe: Recipe) -> Any:
-    """The int8 ModelProto of a prepared graph with these grids; pixels enter it as they are."""
-    graph = graphs.read(ready.proto)
-    nodes = graphs.integer_nodes(graph, float_nodes=(*ready.skip, *recipe.float_nodes))
-    quantized = insert.write(
-        ready.proto,
-        activations,
-        weights=insert.weight_grids(graph, nodes, recipe),
-        float_nodes=(*ready.skip, *recipe.float_nodes),
-    )
-    inside = quantized.graph
-    for node in inside.node:
-        if node.op_type == "QuantizeLinear" and node.input[0] in ready.pixels:
-            graphs.rewire(inside.node, node.output[0], ready.entry)
-    graphs.drop_unused(inside)
-    return quantized
+def _logits(graph: Any) -> str:
+    """What the head's softmax reads; where there is none, what the last node does."""
+    heads = [node for node in graph.node if node.op_type == "Softmax"]
+    last = heads[-1] if heads and graph.node[-1].op_type == "Resize" else graph.node[-1]
+    return str(last.input[0])
 
 
 def _alike(spec: Spec) -> bool:

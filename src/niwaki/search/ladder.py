@@ -15,7 +15,7 @@ from niwaki.qdq.recipe import Recipe
 
 SLACK = 1e-9
 FLOAT = "float layers"
-"""The last rung: the most sensitive nodes stay float, twice as many each time."""
+"""The last rung: the most sensitive nodes stay float, twice as many sets of them each time."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def climb(
     *,
     reference: float,
     max_drop: float,
-    sensitive: Callable[[Recipe], Sequence[str]] | None = None,
+    sensitive: Callable[[Recipe], Sequence[Sequence[str]]] | None = None,
     rungs: Sequence[Rung] = RUNGS,
     start: Recipe | None = None,
     show: Callable[[Step], object] | None = None,
@@ -103,13 +103,14 @@ def climb(
     """The first recipe within the limit, or the best there is; all that was measured on the way.
 
     A rung is tried on top of those kept before it, and kept where it scores more than they did. The last one
-    leaves nodes in float: 1, 2, 4, ... of the most sensitive, up to half of them.
+    leaves nodes in float: 1, 2, 4, ... of the most sensitive sets, up to half of them.
 
     Args:
         score: of a recipe, measured on val, 0..1.
         reference: the float model's, measured alike.
         max_drop: the limit, as a difference of scores.
-        sensitive: names of the integer nodes, the most sensitive first; None leaves out the last rung.
+        sensitive: sets of nodes that may stay float, the one that helps most first; None leaves out the
+            last rung.
         start: what all recipes have in common; None is the default.
         show: called with each step as it is done.
     """
@@ -147,7 +148,7 @@ Changes = Callable[[Recipe], list[dict[str, Any]]]
 
 
 def _candidates(
-    rungs: Sequence[Rung], sensitive: Callable[[Recipe], Sequence[str]] | None
+    rungs: Sequence[Rung], sensitive: Callable[[Recipe], Sequence[Sequence[str]]] | None
 ) -> list[tuple[str, Changes]]:
     """Each rung's name and, given the best recipe so far, the changes that it tries one after the other."""
 
@@ -157,7 +158,8 @@ def _candidates(
     def floats(best: Recipe) -> list[dict[str, Any]]:
         order = list(sensitive(best)) if sensitive is not None else []
         counts = [2**k for k in range(len(order).bit_length()) if 2**k <= max(1, len(order) // 2)]
-        return [{"float_nodes": (*best.float_nodes, *order[:count])} for count in counts]
+        named = [[name for some in order[:count] for name in some] for count in counts]
+        return [{"float_nodes": tuple(dict.fromkeys([*best.float_nodes, *names]))} for names in named]
 
     last = [(FLOAT, floats)] if sensitive is not None else []
     return [*((rung.name, fixed(rung)) for rung in rungs), *last]
