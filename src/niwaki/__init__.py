@@ -34,6 +34,7 @@ _MODULES = (
     "quantize",
     "runtimes",
     "search",
+    "tile",
     "train",
 )
 

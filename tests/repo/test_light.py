@@ -27,6 +27,7 @@ RUNTIME_SIDE = (
     "search",
     "spec",
     "tasks",
+    "tile",
     "timing",
     "cli.pages",
     "cli.progress",

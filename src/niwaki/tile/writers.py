@@ -1,0 +1,210 @@
+"""Where a prediction goes: an array, or a file that is made from the scratch once all pixels are there.
+
+A file appears under its name only when it is whole: it is written under another name in the scratch's folder
+and moved. Shape letters: H W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from niwaki.errors import DataError
+from niwaki.images import printable
+from niwaki.tile import cog, png
+from niwaki.tile.raster import Geo, Raster
+from niwaki.tile.scratch import Raw, Scratch, raw_bytes
+
+Pixels = npt.NDArray[Any]
+Palette = tuple[tuple[int, int, int], ...]
+
+_SUFFIXES = {
+    "classes": (".tif", ".tiff", ".npy", ".zarr", ".png", ".geojson"),
+    "probabilities": (".tif", ".tiff", ".npy", ".zarr"),
+}
+
+
+class Sink(Protocol):
+    """What takes finished rows."""
+
+    def write(self, y: int, x: int, block: Pixels) -> None:
+        """Puts `[n, w]` or `[K, n, w]` at row y, column x."""
+
+    def done(self, x: int, y: int) -> bool:
+        """Whether the strip from column x on was on disk down to row y when this began."""
+
+    def mark(self, x: int, y: int) -> None:
+        """The strip from column x on is whole down to row y."""
+
+    def finish(self, memory: int) -> None:
+        """All is there; makes what was asked for, within so many bytes of memory."""
+
+
+def check(sink: str | Path | Pixels, *, output: str) -> None:
+    """Nothing, when such output can be written there.
+
+    Raises:
+        DataError: the file's ending or folder is none that is written to. [tile-sink]
+    """
+    if isinstance(sink, np.ndarray):
+        return
+    path = Path(sink)
+    fault = ""
+    if path.suffix.lower() not in _SUFFIXES[output]:
+        fault = f"{output} are written to {', '.join(_SUFFIXES[output])}"
+    elif not path.parent.is_dir():
+        fault = "its folder is not there"
+    elif path.is_dir() and path.suffix.lower() != ".zarr":
+        fault = "it is a folder"
+    if fault:
+        raise DataError(f"{printable(str(path))}: cannot be written: {fault}.", code="tile-sink")
+
+
+@contextlib.contextmanager
+def opened(
+    sink: str | Path | Pixels,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    *,
+    raster: Raster,
+    identity: Any,
+    palette: Palette,
+) -> Iterator[Sink]:
+    """The sink to write to. When the run breaks off, a scratch that has an identity stays to go on with.
+
+    Raises:
+        DataError: an array of another shape. [tile-sink]
+        RunError: no room, or another process writes there. [tile-disk, tile-busy]
+    """
+    if isinstance(sink, np.ndarray):
+        if sink.shape != shape:
+            raise DataError(f"sink: got an array {list(sink.shape)}, expected {list(shape)}.", code="tile-sink")
+        yield _Array(sink)
+        return
+    path = Path(sink)
+    write = _maker(path, raster.geo, raster.nodata is not None, palette)
+    finishing = 0 if path.suffix.lower() == ".npy" else int(raw_bytes(shape, dtype) * 5 / 3)
+    scratch = Scratch(path, shape, dtype, identity=identity, finishing=finishing, resume=identity is not None)
+    try:
+        yield _File(scratch, write)
+    except BaseException:
+        if identity is None:
+            scratch.remove()
+        raise
+    finally:
+        scratch.close()
+
+
+class _Array:
+    """Rows put into an array in memory."""
+
+    def __init__(self, array: Pixels) -> None:
+        self.array = array
+
+    def write(self, y: int, x: int, block: Pixels) -> None:
+        self.array[..., y : y + block.shape[-2], x : x + block.shape[-1]] = block
+
+    def done(self, x: int, y: int) -> bool:
+        return False
+
+    def mark(self, x: int, y: int) -> None:
+        return
+
+    def finish(self, memory: int) -> None:
+        return
+
+
+class _File:
+    """Rows put into a scratch, out of which the file is made."""
+
+    def __init__(self, scratch: Scratch, make: Callable[[Raw, Path, int], None]) -> None:
+        self.scratch, self.make = scratch, make
+
+    def write(self, y: int, x: int, block: Pixels) -> None:
+        with self.scratch.guarded():
+            self.scratch.raw.write(y, x, block)
+
+    def done(self, x: int, y: int) -> bool:
+        return f"{x}:{y}" in self.scratch.journal
+
+    def mark(self, x: int, y: int) -> None:
+        self.scratch.mark(f"{x}:{y}")
+
+    def finish(self, memory: int) -> None:
+        out = self.scratch.out
+        made = self.scratch.folder / f"made{out.suffix}"
+        if made.is_dir():  # left by a run that was killed
+            shutil.rmtree(made)
+        with self.scratch.guarded():
+            self.make(self.scratch.raw, made, memory)
+            _moved(made, out)
+        self.scratch.remove()
+
+
+def _moved(made: Path, out: Path) -> None:
+    """Puts what was made in the place of what was there, on disk before it bears the name."""
+    if made.is_file():
+        handle = os.open(made, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+    elif out.is_dir():
+        shutil.rmtree(out)
+    made.replace(out)
+
+
+def _maker(path: Path, geo: Geo | None, void: bool, palette: Palette) -> Callable[[Raw, Path, int], None]:
+    suffix = path.suffix.lower()
+
+    def make(raw: Raw, made: Path, memory: int) -> None:
+        nodata = _nodata(raw.dtype) if void else None
+        if suffix == ".npy":
+            raw.sync()
+            raw.path.replace(made)
+        elif suffix == ".png":
+            png.write(raw, made, palette=palette)
+        elif suffix == ".zarr":
+            _zarr(raw, made, nodata)
+        elif suffix == ".geojson":
+            from niwaki.tile import geojson
+
+            geojson.write(raw, made, geo=geo, nodata=nodata)
+        else:
+            cog.write(raw, made, geo=geo, nodata=nodata, palette=palette, memory=memory)
+
+    return make
+
+
+def _nodata(dtype: np.dtype[Any]) -> float:
+    return float("nan") if dtype.kind == "f" else float(np.iinfo(dtype).max)
+
+
+def _zarr(raw: Raw, path: Path, nodata: float | None, *, chunk: int = 512) -> None:
+    """A Zarr array of chunks of 512 pixels, written chunk by chunk."""
+    from niwaki.lazy import require
+
+    zarr = require("zarr", extra="tiles")
+    height, width = raw.shape[-2:]
+    planes = raw.shape[:-2]
+    names = [*(["class"] if planes else []), "y", "x"]
+    fill: Any = {} if nodata is None else {"fill_value": nodata if raw.dtype.kind == "f" else int(nodata)}
+    array = zarr.create_array(
+        path,
+        shape=raw.shape,
+        chunks=(*(1 for _ in planes), min(chunk, height), min(chunk, width)),
+        dtype=raw.dtype,
+        dimension_names=names,
+        **fill,
+    )
+    for plane in range(raw.planes):
+        for y in range(0, height, chunk):
+            for x in range(0, width, chunk):
+                y1, x1 = min(y + chunk, height), min(x + chunk, width)
+                place = (*((plane,) if planes else ()), slice(y, y1), slice(x, x1))
+                array[place] = raw.read(y, y1, x, x1, plane)
