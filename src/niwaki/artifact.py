@@ -34,6 +34,8 @@ from niwaki.tasks import Task
 if TYPE_CHECKING:
     from torch import nn
 
+    from niwaki.qdq.recipe import Recipe
+
 _BY_NAME = re.compile(r"(timm|niwaki):[A-Za-z0-9_.-]+")
 
 Builder = Callable[[], "nn.Module"]
@@ -153,6 +155,7 @@ class Artifact:
         *,
         precision: str = "float32",
         calib: npt.NDArray[np.uint8] | None = None,
+        recipe: Recipe | None = None,
         builder: Builder | None = None,
     ) -> Path:
         """The path of a new export, which was compared with the model; its figures are in
@@ -160,10 +163,18 @@ class Artifact:
 
         Args:
             calib: images uint8 `[N, H, W, C]`, needed by int8.
+            recipe: how int8 is made, kept in the manifest beside the export; None is plain min-max.
         Raises:
+            ModelError: the runtime makes int8 in its own way and takes no recipe. [export-recipe]
             ModelError, ParityError: see runtimes.onnx_export.
         """
         made = runtimes.load(runtime)
+        if recipe is not None and not (precision == "int8" and getattr(made, "RECIPES", False)):
+            raise ModelError(
+                f"export: {runtime} {precision} takes no recipe, expected int8 of onnx, openvino or tensorrt. "
+                "Export it without.",
+                code="export-recipe",
+            )
         parity = require("niwaki.runtimes.parity", extra="train")
         model = self.model(builder)
         name = f"exports/{runtime}/{precision}.{made.SUFFIX}"
@@ -177,6 +188,7 @@ class Artifact:
                 precision=precision,
                 calib=calib,
                 prove=False,
+                **({} if recipe is None else {"recipe": recipe}),
             )
             found = parity.prove(
                 model,
@@ -191,6 +203,8 @@ class Artifact:
             contents = {one: (Path(folder) / Path(one).name).read_bytes() for one in names}
             size = sum(map(len, contents.values()))
             entry = {"file": name, "bytes": size, "parity": found.to_json()}
+            if recipe is not None:
+                entry["recipe"] = recipe.to_json()
             if made.PARTS:
                 entry["parts"] = names[1:]
             exports = {k: dict(v) for k, v in self.exports.items()}

@@ -127,6 +127,7 @@ CODES: dict[str, str] = {
     "export-calib": "int8 needs calibration images: uint8 [N, H, W, C] of the Spec's size.",
     "export-failed": "torch cannot export the model; the message holds its reason.",
     "export-precision": "The runtime does not know that precision.",
+    "export-recipe": "The runtime makes int8 in its own way: a recipe is for int8 of onnx, openvino and tensorrt.",
     "extra-missing": "An optional part is needed; the message holds the install line.",
     "file-access": "A file or folder could not be opened or written; the message names it and the reason.",
     "file-repeated": "The same name is listed twice; the first entry is kept.",

@@ -49,7 +49,7 @@ def test_switches_compute_what_the_file_computes(floats: tuple[str, ...]) -> Non
     alike = np.abs(whole.run(nets.IMAGES, on) - file) < 1e-4
     assert alike.mean() > 0.6 and np.abs(whole.run(nets.IMAGES, on) - file).max() < 0.02
     for other in (whole.roundings(()), on * 0.9):
-        assert (np.abs(whole.run(nets.IMAGES, other) - file) < 1e-4).mean() < 0.3
+        assert (np.abs(whole.run(nets.IMAGES, other) - file) < 1e-4).mean() < alike.mean() - 0.15
 
 
 def test_one_switch_rounds_one_layer() -> None:

@@ -8,6 +8,7 @@ A runtime is a module with two functions and three constants:
     open(path, *, threads=1) -> Session       (imports no torch; torch's own and ExecuTorch's do)
     SUFFIX, PARTS       the file's ending, and those of files that lie beside it
     PRECISIONS          what `export` takes
+    RECIPES             True where `export` takes `recipe=`, which says how int8 is made
 
 A Session is a Predictor: it takes uint8 images `[N, H, W, C]` and returns float32 `[N, K]`.
 """

@@ -25,11 +25,14 @@ from niwaki.runtimes.session import Session, of_answer, read, refused
 if TYPE_CHECKING:
     from torch import nn
 
+    from niwaki.qdq.recipe import Recipe
     from niwaki.spec import Spec
     from niwaki.tasks import Task
 
 SUFFIX, PARTS = "onnx", ()
 INPUT, OUTPUT = "image", "probabilities"
+RECIPES = True
+"""int8 takes a recipe."""
 PRECISIONS = ("float32", "int8")
 
 ort.disable_telemetry_events()
@@ -72,6 +75,7 @@ def export(
     task: Task,
     precision: str = "float32",
     calib: npt.NDArray[np.uint8] | None = None,
+    recipe: Recipe | None = None,
     prove: bool = True,
 ) -> Path:
     """The path of the ONNX file written; see onnx_export.export, which does it. Needs
@@ -79,7 +83,10 @@ def export(
     from niwaki.lazy import require
 
     onnx_export = require("niwaki.runtimes.onnx_export", extra="train")
-    return Path(onnx_export.export(model, spec, path, task=task, precision=precision, calib=calib, prove=prove))
+    made = onnx_export.export(
+        model, spec, path, task=task, precision=precision, calib=calib, recipe=recipe, prove=prove
+    )
+    return Path(made)
 
 
 def _check_signature(session: Any, path: Path) -> None:

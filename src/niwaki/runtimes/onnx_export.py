@@ -23,6 +23,7 @@ from torch import nn
 
 from niwaki import files
 from niwaki.errors import ModelError
+from niwaki.qdq.recipe import Recipe
 from niwaki.runtimes import deployed, onnx_int8, onnx_trained, parity, request
 from niwaki.runtimes.onnx import INPUT, OUTPUT, PRECISIONS
 from niwaki.spec import Spec
@@ -44,6 +45,7 @@ def export(
     task: Task,
     precision: str = "float32",
     calib: npt.NDArray[np.uint8] | None = None,
+    recipe: Recipe | None = None,
     prove: bool = True,
 ) -> Path:
     """The path of the ONNX file written, after it was run again and compared with the model.
@@ -53,10 +55,12 @@ def export(
         precision: "float32", or "int8" (static, per channel, u8 activations, s8 weights).
         calib: images uint8 `[N, H, W, C]` that set the ranges of int8; needed for it, and only
             there.
+        recipe: how the float graph becomes int8; None is plain min-max.
         prove: compare the file with the model on up to 16 images (`calib`'s, else random ones).
     Raises:
         ModelError: it cannot be exported, or `precision` and `calib` do not fit.
             [export-failed, export-precision, export-calib]
+        PlanError: the recipe is of another model. [quantize-recipe]
         ParityError: the file computes something else. [parity]
     """
     trained = bool(fake_quantize.quantizers(model))
@@ -67,12 +71,34 @@ def export(
     if trained:
         proto = onnx_trained.quantize(proto, spec)
     elif calib is not None and precision == "int8":
-        proto = onnx_int8.quantize(proto, calib, spec)
+        proto = onnx_int8.quantize(proto, calib, spec, recipe)
         _strip(proto)
     files.write_bytes(path, proto.SerializeToString(deterministic=True))
     if prove:
         images = calib if calib is not None else parity.noise(spec, parity.IMAGES)
         parity.check(model, path, spec, task=task, images=images[: parity.IMAGES], precision=precision)
+    return path
+
+
+def maker(model: nn.Module, spec: Spec, *, task: Task, calib: npt.NDArray[np.uint8]) -> onnx_int8.Maker:
+    """What makes int8 graphs of a model by one recipe after the other: the graph is traced only once.
+
+    Args:
+        calib: images uint8 `[N, H, W, C]`; at least one.
+    Raises:
+        ModelError: the images do not fit, or the model cannot be exported. [export-calib, export-failed]
+    """
+    request.check("int8", calib, spec, precisions=PRECISIONS, runtime="onnx")
+    proto = _trace(model, spec, task, as_convolution=True)
+    _strip(proto)
+    return onnx_int8.Maker(onnx_int8.prepare(proto, spec), calib)
+
+
+def save_int8(maker: onnx_int8.Maker, recipe: Recipe, path: Path) -> Path:
+    """The path of the int8 file of a recipe: the one that `export` writes."""
+    proto = maker.make(recipe)
+    _strip(proto)
+    files.write_bytes(path, proto.SerializeToString(deterministic=True))
     return path
 
 

@@ -28,10 +28,13 @@ from niwaki.runtimes.session import Session, of_answer, read, refused
 if TYPE_CHECKING:
     from torch import nn
 
+    from niwaki.qdq.recipe import Recipe
     from niwaki.spec import Spec
     from niwaki.tasks import Task
 
 SUFFIX, PARTS = "xml", ("bin",)
+RECIPES = True
+"""int8 takes a recipe."""
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 _MARK = ["niwaki", "precision"]
 
@@ -78,12 +81,14 @@ def export(
     task: Task,
     precision: str = "float32",
     calib: npt.NDArray[np.uint8] | None = None,
+    recipe: Recipe | None = None,
     prove: bool = True,
 ) -> Path:
     """The path of the .xml file written; its weights lie beside it as .bin. Needs niwaki[train].
 
     Args:
         calib: uint8 `[N, H, W, C]`, needed by int8.
+        recipe: how int8 is made; None is plain min-max.
     Raises:
         ModelError: it cannot be exported, or `precision` and `calib` do not fit.
             [export-failed, export-precision, export-calib]
@@ -100,7 +105,14 @@ def export(
     inner = "int8" if precision == "int8" else "float32"
     with tempfile.TemporaryDirectory() as folder:
         file = onnx.export(
-            model, spec, Path(folder) / "x.onnx", task=task, precision=inner, calib=calib, prove=False
+            model,
+            spec,
+            Path(folder) / "x.onnx",
+            task=task,
+            precision=inner,
+            calib=calib,
+            recipe=recipe,
+            prove=False,
         )
         graph = core.read_model(str(file))
         graph.set_rt_info(precision, _MARK)

@@ -26,10 +26,13 @@ from niwaki.runtimes.session import Session, of_answer, read, refused
 if TYPE_CHECKING:
     from torch import nn
 
+    from niwaki.qdq.recipe import Recipe
     from niwaki.spec import Spec
     from niwaki.tasks import Task
 
 SUFFIX, PARTS = "onnx", ()
+RECIPES = True
+"""int8 takes a recipe."""
 PRECISIONS = ("float32", "float16", "int8")
 PROVED_BY = "onnx"
 """The runtime that an export is proven on; TensorRT itself needs a GPU."""
@@ -72,6 +75,7 @@ def export(
     task: Task,
     precision: str = "float32",
     calib: npt.NDArray[np.uint8] | None = None,
+    recipe: Recipe | None = None,
     prove: bool = True,
 ) -> Path:
     """The path of the ONNX file written. Needs niwaki[train], no GPU and no TensorRT.
@@ -89,7 +93,7 @@ def export(
 
     path = Path(path)
     inner = "int8" if precision == "int8" else "float32"
-    onnx_export.export(model, spec, path, task=task, precision=inner, calib=calib, prove=False)
+    onnx_export.export(model, spec, path, task=task, precision=inner, calib=calib, recipe=recipe, prove=False)
     proto = onnx.load(path)
     if precision == "int8":
         tensorrt_graph.symmetric(proto)
