@@ -16,7 +16,7 @@ from niwaki.tile.stitch import FLUSHED
 from niwaki.tile.windows import Axis
 
 MB = 1 << 20
-_SMALL = 2 * MB
+_SMALL = MB
 """Bytes for all that is small: journal, lists, names."""
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
-FLUSHED = 1 << 18
+FLUSHED = 1 << 16
 """Pixels that are taken out at a time."""
 
 

@@ -166,7 +166,8 @@ def _maker(path: Path, geo: Geo | None, void: bool, palette: Palette) -> Callabl
         nodata = _nodata(raw.dtype) if void else None
         if suffix == ".npy":
             raw.sync()
-            raw.path.replace(made)
+            made.unlink(missing_ok=True)
+            os.link(raw.path, made)
         elif suffix == ".png":
             png.write(raw, made, palette=palette)
         elif suffix == ".zarr":
