@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from niwaki import images, instances
 from niwaki.dense_metrics import IGNORE
@@ -93,19 +93,32 @@ def values(source: Path | bytes | Outlines, name: str, *, colours: bool) -> Valu
 
 
 def painted(outlines: Outlines) -> Values:
-    """Values `[h, w]` of outlines: later ones over earlier ones, 0 where there is none. A polygon covers the
-    pixels that Pillow draws, its border included."""
+    """Values int32 `[h, w]` of outlines: later ones over earlier ones, 0 where there is none. A polygon has the
+    pixels whose centres lie in it (even-odd)."""
     height, width = outlines.size_hw
-    canvas = Image.new("I", (width, height), 0)
-    draw = ImageDraw.Draw(canvas)
+    canvas = np.zeros((height, width), np.int32)
     for value, segmentation in outlines.items:
         if isinstance(segmentation, Mapping):
             for y, x, mask in instances.crops([segmentation], shape=(height, width))[0]:
-                canvas.paste(value, (x, y), Image.fromarray(np.asarray(mask, np.uint8) * 255))
+                canvas[y : y + mask.shape[0], x : x + mask.shape[1]][np.asarray(mask, bool)] = value
             continue
         for polygon in segmentation:
-            draw.polygon([float(v) - 0.5 for v in polygon], fill=value)
-    return np.asarray(canvas, np.int32)
+            canvas[inside(polygon, (height, width))] = value
+    return canvas
+
+
+def inside(polygon: Sequence[float], size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Pixels whose centres lie in a polygon `[x1, y1, x2, y2, ...]` by the even-odd rule, bool `[h, w]`."""
+    height, width = size_hw
+    points = np.asarray(polygon, np.float64).reshape(-1, 2)
+    centres = np.arange(height) + 0.5
+    crossed = np.zeros((height, width + 1), np.int64)
+    for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
+        rows = np.flatnonzero((y0 <= centres) != (y1 <= centres))
+        if len(rows):
+            at = x0 + (centres[rows] - y0) / (y1 - y0) * (x1 - x0)
+            np.add.at(crossed, (rows, np.clip(np.ceil(at - 0.5), 0, width).astype(np.int64)), 1)
+    return crossed.cumsum(1)[:, :-1] % 2 == 1
 
 
 def unknown_values(name: str, found: Sequence[int], *, colours: bool) -> DataError:

@@ -22,11 +22,15 @@ from niwaki.nets.fast_scnn import fast_scnn
 from niwaki.nets.small import small
 from niwaki.nets.weights import load_weights
 
-__all__ = ["BUILDERS", "build", "build_user", "load_weights"]
+__all__ = ["BUILDERS", "SEGMENTATION", "build", "build_user", "load_weights"]
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {
+SEGMENTATION: dict[str, Callable[..., nn.Module]] = {
     "bisenet_v2": bisenet_v2,
     "fast_scnn": fast_scnn,
+}
+"""Networks that answer for each pixel: logits `[B, K, h, w]`."""
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    **SEGMENTATION,
     "resnet20": resnet20,
     "resnet32": resnet32,
     "resnet56": resnet56,
