@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
 from niwaki.cli.screen import Answer, Out
-from niwaki.cli.values import natural
+from niwaki.cli.values import natural, share
 
 if TYPE_CHECKING:
     from niwaki.artifact import Artifact, Builder
@@ -32,6 +33,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     way.add_argument("--all-runtimes", action="store_true", help="every runtime and precision that works here")
     arg("--out", metavar="FOLDER", help="with --runtime web: where the page goes (default ARTIFACT's name-web)")
     arg("--calib", metavar="DATA", help="images that int8 is calibrated on; a data set as for fit")
+    arg(
+        "--data", metavar="DATA", help="with --max-drop: its train split calibrates int8, its val split chooses"
+    )
+    arg(
+        "--max-drop",
+        type=share,
+        metavar="SHARE",
+        help="climb the ladder of int8 recipes until val loses no more: 0.01 or 1%%; docs/quantization.md",
+    )
     arg("--builder", metavar="FILE:FUNCTION", help="runs it: what made a model of your own code")
     arg("--seed", type=natural, default=0, metavar="N", help="seed of their choice (default 0)")
 
@@ -43,6 +53,8 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     artifact = Artifact.open(args.artifact)
     if args.runtime == "web" and not args.all_runtimes:
         return _web(artifact, args)
+    if args.max_drop is not None:
+        return _climb(artifact, args, out)
     calib = _calib(args, artifact)
     builder = _builder(args.builder, artifact)
     if args.all_runtimes:
@@ -50,6 +62,34 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     artifact.export(args.runtime, precision=args.precision, calib=calib, builder=builder)
     text = f"{args.artifact}: {args.runtime} {args.precision} added"
     return Answer({"artifact": args.artifact, "exports": artifact.exports}, text)
+
+
+def _climb(artifact: Artifact, args: argparse.Namespace, out: Out) -> Answer:
+    """The cheapest recipe of int8 that holds the score of val, exported; exit 3 where none does."""
+    from niwaki import data
+    from niwaki.cli import rungs
+    from niwaki.search import recipes
+
+    rungs.check(args)
+    builder = _builder(args.builder, artifact)
+    held = data.read(args.data, seed=args.seed)
+    calib = rungs.images(held.train, artifact, seed=args.seed)
+    found = recipes.climb(
+        artifact.model(builder),
+        spec=artifact.spec,
+        task=artifact.task,
+        calib=calib,
+        val=held.val,
+        max_drop=args.max_drop,
+        show=lambda step: print(rungs.line(step), file=sys.stderr),
+    )
+    text = rungs.text(found)
+    if found.held:
+        artifact.export(args.runtime, precision="int8", calib=calib, recipe=found.recipe, builder=builder)
+        artifact.update(ladder=found.to_json())
+        text += f"\n{args.artifact}: {args.runtime} int8 added"
+    value = {"artifact": args.artifact, "exports": artifact.exports, "ladder": found.to_json()}
+    return Answer(value, text, 0 if found.held else 3)
 
 
 def _calib(args: argparse.Namespace, artifact: Artifact) -> Any:

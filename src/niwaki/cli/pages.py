@@ -28,7 +28,11 @@ EXAMPLES = {
     "info": ("niwaki info runs/leaves/model.niwaki",),
     "predict": ("niwaki predict runs/leaves/model.niwaki img.jpg dir/ --top 3",),
     "bench": ("niwaki bench runs/leaves/model.niwaki --against runs/leaves/baseline.niwaki",),
-    "export": ("niwaki export runs/leaves/model.niwaki --precision int8 --calib photos/",),
+    "export": (
+        "niwaki export runs/leaves/model.niwaki --precision int8 --calib photos/",
+        "niwaki export runs/leaves/model.niwaki --precision int8 --data photos/ --max-drop 1%",
+    ),
+    "sensitivity": ("niwaki sensitivity runs/leaves/model.niwaki --data photos/",),
     "doctor": ("niwaki doctor", "niwaki doctor timm:resnet18 --budget macs=50%"),
     "report": ("niwaki report runs/leaves",),
 }

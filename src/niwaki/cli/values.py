@@ -16,13 +16,13 @@ def positive(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """A number in 0..1."""
+    """A number in 0..1, or a percentage: `0.01`, `1%`."""
     try:
-        value = float(text)
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share in 0..1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a share in 0..1 or a percentage, got {text!r}")
     return value
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,10 @@ class Change:
     kl: float
     sqnr: float
     score: float | None = None
+
+    def to_json(self) -> dict[str, float | None]:
+        """Plain numbers by name; None where there is no noise, and so no ratio."""
+        return {"kl": self.kl, "sqnr": _finite(self.sqnr), "score": self.score}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,19 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers by name."""
-        return asdict(self) | {"nodes": list(self.nodes)}
+        kinds = ("alone", "others", "weights", "inputs")
+        changes = {kind: one.to_json() if (one := getattr(self, kind)) else None for kind in kinds}
+        return {
+            "name": self.name,
+            "nodes": list(self.nodes),
+            **changes,
+            "few": self.few,
+            "own": _finite(self.own),
+        }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None
 
 
 def measure(

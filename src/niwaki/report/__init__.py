@@ -52,5 +52,6 @@ from __future__ import annotations
 
 from niwaki.report.build import build, rebuild
 from niwaki.report.front import search
+from niwaki.report.sensitivity import sensitivity
 
-__all__ = ["build", "rebuild", "search"]
+__all__ = ["build", "rebuild", "search", "sensitivity"]

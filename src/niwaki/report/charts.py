@@ -213,6 +213,39 @@ def conditions(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, title
     return _svg(parts, title=title, height=bottom + 28)
 
 
+def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, title: str, x: str) -> str:
+    """For each (name, [(kind, value from 0 on), ...]) a bar of each kind, on one axis.
+
+    The first row's kinds are the legend.
+    """
+    left, top, thin = 230, 44, 7
+    kinds = [kind for kind, _ in rows[0][1]] if rows else []
+    high = thin * max(1, len(kinds)) + 8
+    most = max((value for _, found in rows for _, value in found), default=0.0)
+    across = _axis([0.0, most], left, WIDTH - 40)
+    bottom = top + high * len(rows)
+    parts = []
+    for mark in across.ticks:
+        at = f"{across.at(mark):.1f}"
+        parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{top}" y2="{bottom}"/>')
+        parts.append(_text(across.at(mark), bottom + 18, _number(mark), "middle", "tick"))
+    at_x = float(left)
+    for k, kind in enumerate(kinds):
+        parts.append(f'<circle class="c{k % 5}" cx="{at_x + 6:.1f}" cy="16" r="5"/>')
+        parts.append(_text(at_x + 16, 20, kind, "start", "tick"))
+        at_x += 40 + 6.6 * len(kind)
+    for row, (name, found) in enumerate(rows):
+        y = top + high * row + 4
+        parts.append(_text(left - 10, y + high / 2, _shorten(name, 34), "end", "tick"))
+        for k, (kind, value) in enumerate(found):
+            says = escape(f"{name}, {kind}: {_number(value)}")
+            width = max(1.0, across.at(value) - left)
+            box = f'x="{left}" y="{y + thin * k}" width="{width:.1f}" height="{thin - 1}"'
+            parts.append(f'<g><title>{says}</title><rect class="c{k % 5}" {box}/></g>')
+    parts.append(_text((left + WIDTH - 40) / 2, bottom + 38, x, "middle", "name"))
+    return _svg(parts, title=title, height=bottom + 48)
+
+
 def heatmap(names: Sequence[str], counts: Sequence[Sequence[int]], *, title: str) -> str:
     """A confusion matrix: rows true, columns predicted, shade by the share of the row."""
     size = len(names)

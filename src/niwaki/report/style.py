@@ -43,6 +43,7 @@ svg .tick,svg .name,svg .note{fill:var(--soft)}svg .label{font-weight:600}svg .o
 .line{fill:none;stroke-width:2;stroke-linejoin:round}
 .line.c0{stroke:var(--blue)}.line.c1{stroke:var(--green)}.line.c2{stroke:var(--amber)}.line.c3{stroke:var(--violet)}
 circle.c0,svg text.c0{fill:var(--blue)}circle.c1,svg text.c1{fill:var(--green)}
+rect.c0{fill:var(--blue)}rect.c1{fill:var(--green)}rect.c2{fill:var(--amber)}
 circle.c2,svg text.c2{fill:var(--amber)}circle.c3,svg text.c3{fill:var(--violet)}circle.c4{fill:var(--red)}
 .before{fill:var(--pale)}.after{fill:var(--green)}
 .cell{fill:none;stroke:var(--line);stroke-width:.5}.right{fill:var(--green)}.off{fill:var(--red)}

@@ -1,0 +1,164 @@
+"""The ladder and the sensitivities from the command line, on a trained network of digits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from niwaki.cli import main
+
+pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`niwaki:small` after two epochs of digits, then with weights that plain int8 cannot hold."""
+    import torch
+
+    import niwaki as nw
+
+    torch.manual_seed(0)
+    digits = nw.data.read("digits")
+    spec = nw.Spec(size_hw=(16, 16), mean=(0.5,), std=(0.25,), channels=1)
+    task = nw.Classify(digits.classes)
+    model = nw.nets.build("niwaki:small", classes=10, channels=1)
+    model = nw.train.fit(model, task=task, spec=spec, train=digits.train.take(600), epochs=3, ema=0.0)
+    path = tmp_path_factory.mktemp("int8") / "m.niwaki"
+    nw.Artifact.save(path, model, spec=spec, task=task, builder="niwaki:small")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One model in all tests here, so torch traces it once; each gets a graph of its own, as from the tracer."""
+    from niwaki.runtimes import onnx_export
+
+    trace = onnx_export._trace
+
+    def once(*given: Any, as_convolution: bool) -> Any:
+        if as_convolution not in TRACED:
+            TRACED[as_convolution] = trace(*given, as_convolution=as_convolution).SerializeToString()
+        return onnx.ModelProto.FromString(TRACED[as_convolution])
+
+    monkeypatch.setattr(onnx_export, "_trace", once)
+
+
+TRACED: dict[bool, bytes] = {}
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, Any, str]:
+    code = main([*map(str, words), "--json"])
+    caught = capsys.readouterr()
+    return code, json.loads(caught.out), caught.err
+
+
+def test_export_climbs_and_keeps_the_recipe(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from niwaki.artifact import Artifact
+
+    code, value, err = said(capsys, "export", artifact, "--data", "digits", "--max-drop", "2%")
+    assert code == 0, err
+    ladder = value["ladder"]
+    assert ladder["held"] and ladder["drop"] <= 0.02 and ladder["rung"] == ladder["steps"][-1]["rung"]
+    kept = Artifact.open(artifact)
+    assert kept.exports["onnx"]["int8"]["recipe"] == ladder["recipe"]
+    assert kept.manifest["ladder"]["rung"] == ladder["rung"]
+    assert kept.session("onnx", precision="int8")(np.zeros((2, 16, 16, 1), np.uint8)).shape == (2, 10)
+
+
+def test_the_exported_file_is_the_one_that_was_scored(artifact: Path, tmp_path: Path) -> None:
+    import niwaki as nw
+    from niwaki.qdq.recipe import Recipe
+    from niwaki.runtimes import onnx_export
+
+    held = nw.Artifact.open(artifact)
+    digits = nw.data.read("digits")
+    calib = digits.train.batch(range(64), held.spec)
+    recipe = Recipe(calibration="mse", equalise=True, correct_bias=True, rounding="learned")
+    made = onnx_export.maker(held.model(), held.spec, task=held.task, calib=calib)
+    one = onnx_export.save_int8(made, recipe, tmp_path / "a.onnx").read_bytes()
+    other = onnx_export.export(
+        held.model(),
+        held.spec,
+        tmp_path / "b.onnx",
+        task=held.task,
+        precision="int8",
+        calib=calib,
+        recipe=recipe,
+    )
+    assert one == other.read_bytes()
+
+
+def test_a_climb_that_is_not_enough_is_3_and_writes_nothing(
+    artifact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from niwaki.artifact import Artifact
+    from niwaki.search import ladder
+
+    def never(score: Any, **given: Any) -> ladder.Climbed:
+        return climb(score, **{**given, "max_drop": -1.0, "rungs": ladder.RUNGS[:2], "sensitive": None})
+
+    climb = ladder.climb
+    monkeypatch.setattr(ladder, "climb", never)
+    before = Artifact.open(artifact).manifest
+    code, value, _ = said(capsys, "export", artifact, "--data", "digits", "--max-drop", "0")
+    assert code == 3 and value["ladder"]["rung"] is None and len(value["ladder"]["steps"]) == 2
+    assert Artifact.open(artifact).manifest == before
+
+
+def test_sensitivity_is_a_table_a_page_and_json(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sensitivity", artifact, "--data", "digits", "--images", "64", "--out", tmp_path]
+    code, value, err = said(capsys, *words)
+    assert code == 0, err
+    assert json.loads((tmp_path / "sensitivity.json").read_text())["rows"] == value["rows"]
+    page = (tmp_path / "sensitivity.html").read_text()
+    assert "<svg" in page and all(row["name"] in page for row in value["rows"] if "→" not in row["name"])
+    assert -1 <= value["rank"]["few images"] <= 1 and value["all"]["score"] is not None
+    assert main([str(word) for word in words]) == 0
+    assert "rank correlation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error"),
+    [
+        (["--max-drop", "1%"], 1, "export-calib"),
+        (["--max-drop", "1%", "--data", "digits", "--precision", "float32"], 1, "export-precision"),
+        (["--max-drop", "200%", "--data", "digits"], 2, "usage"),
+        (["--max-drop", "1%", "--data", "nowhere"], 1, "data-missing"),
+    ],
+)
+def test_bad_input_is_one_line(
+    artifact: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, error: str
+) -> None:
+    got, value, err = said(capsys, "export", artifact, *words)
+    assert (got, value["error"]["code"]) == (code, error)
+    assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
+
+
+@pytest.mark.parametrize("shape", [(0, 16, 16, 1), (4, 8, 8, 1), (4, 16, 16, 3)])
+def test_calibration_images_that_do_not_fit(artifact: Path, shape: tuple[int, ...]) -> None:
+    import niwaki as nw
+    from niwaki.errors import ModelError
+    from niwaki.qdq.recipe import Recipe
+
+    with pytest.raises(ModelError, match="at least one image") as caught:
+        nw.Artifact.open(artifact).export(
+            "onnx", precision="int8", calib=np.zeros(shape, np.uint8), recipe=Recipe()
+        )
+    assert caught.value.code == "export-calib"
+
+
+def test_a_recipe_for_a_runtime_without_is_refused(artifact: Path) -> None:
+    import niwaki as nw
+    from niwaki.errors import ModelError
+    from niwaki.qdq.recipe import Recipe
+
+    with pytest.raises(ModelError, match="takes no recipe") as caught:
+        nw.Artifact.open(artifact).export("torch", recipe=Recipe())
+    assert caught.value.code == "export-recipe"
