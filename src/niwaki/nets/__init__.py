@@ -19,6 +19,9 @@ from niwaki.lazy import require
 from niwaki.nets.bisenet_v2 import bisenet_v2
 from niwaki.nets.cifar import resnet20, resnet32, resnet56
 from niwaki.nets.fast_scnn import fast_scnn
+from niwaki.nets.lednet import lednet
+from niwaki.nets.light_context import light_context
+from niwaki.nets.sfnet import sfnet
 from niwaki.nets.small import small
 from niwaki.nets.weights import load_weights
 
@@ -27,6 +30,9 @@ __all__ = ["BUILDERS", "SEGMENTATION", "build", "build_user", "load_weights"]
 SEGMENTATION: dict[str, Callable[..., nn.Module]] = {
     "bisenet_v2": bisenet_v2,
     "fast_scnn": fast_scnn,
+    "lednet": lednet,
+    "light_context": light_context,
+    "sfnet": sfnet,
 }
 """Networks that answer for each pixel: logits `[B, K, h, w]`."""
 BUILDERS: dict[str, Callable[..., nn.Module]] = {

@@ -25,7 +25,7 @@ class ConvNorm(nn.Sequential):
         bias: bool = False,
     ) -> None:
         kernels, dilations = _pair(kernel), _pair(dilation)
-        pad = tuple(d * (k - 1) // 2 for k, d in zip(kernels, dilations, strict=True))
+        pad = (dilations[0] * (kernels[0] - 1) // 2, dilations[1] * (kernels[1] - 1) // 2)
         parts: list[nn.Module] = [
             nn.Conv2d(
                 before, after, kernels, stride=stride, padding=pad, dilation=dilations, groups=groups, bias=bias
