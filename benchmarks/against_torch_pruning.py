@@ -86,13 +86,11 @@ def niwaki(name: str) -> Row:
     keep = prune.choose(axes, prune.score(net, axes), ratio=RATIO)
     try:
         small = surgery.shrink(net, axes, keep, example=x)
-        with torch.no_grad():
-            shape = list(small(x).shape)
-    except (NiwakiError, RuntimeError):
+    except NiwakiError:
         small = surgery.rewrite(net, axes, keep, example=x)
-        with torch.no_grad():
-            shape = list(small(x).shape)
     seconds = {"export": exported - start, "all": time.monotonic() - exported}
+    with torch.no_grad():
+        shape = list(small(x).shape)
     share = (axes.cost(keep).macs or 0) / (axes.cost({}).macs or 1)
     return {"shape": shape, "seconds": seconds, "macs": share}
 

@@ -102,7 +102,16 @@ def _placeholder(traced: Traced, node: Call, kept: Any, given: dict[str, Any]) -
 
 
 def _whole(value: Tensor) -> Live:
-    return value, torch.ones(value.shape, dtype=torch.bool)
+    return value, torch.ones((), dtype=torch.bool).expand(value.shape)
+
+
+def _thin(mask: Tensor) -> Tensor:
+    """The mask with one element along each axis that only repeats it, as most do over images and places."""
+    return mask[tuple(slice(1 if stride == 0 else None) for stride in mask.stride())]
+
+
+def _all(mask: Tensor) -> bool:
+    return bool(_thin(mask).all())
 
 
 def _call(node: Call, values: dict[Call, Any]) -> Any:
@@ -112,7 +121,7 @@ def _call(node: Call, values: dict[Call, Any]) -> Any:
     live = _lives(node, values)
     if name in _CHECKS:
         return None
-    if not live or all(bool(mask.all()) for _, mask in live):
+    if not live or all(_all(mask) for _, mask in live):
         return _plain(node, values)
     for names, rule in _KINDS:
         if name in names:
@@ -182,12 +191,12 @@ def _padded_mask(node: Call, args: list[Any]) -> Tensor:
 
 def _pointwise(node: Call, values: dict[Call, Any], name: str) -> Any:
     out = _target(node)(*_values(node.args, values), **_values(node.kwargs, values))
-    mask = torch.ones(out.shape, dtype=torch.bool)
+    mask = torch.ones((), dtype=torch.bool)
     for _, own in _lives(node, values):
         if name == "prelu" and own.dim() == 1 and own.shape[0] > 1:
             own = own.view(-1, *[1] * (out.dim() - 2))
-        mask = mask & own
-    return out, mask
+        mask = mask & _thin(own)
+    return out, mask.expand(out.shape)
 
 
 def _columns(node: Call, values: dict[Call, Any], name: str) -> Any:
@@ -251,8 +260,13 @@ def _demand(ok: bool, node: Call, what: str) -> None:
 
 def _zeroed(node: Call, values: dict[Call, Any]) -> Any:
     """The call with dead inputs set to zero."""
-    args, kwargs = _values((node.args, node.kwargs), values, lambda x: x[0].masked_fill(~x[1], 0))
+    args, kwargs = _values((node.args, node.kwargs), values, _filled)
     return _target(node)(*args, **kwargs)
+
+
+def _filled(live: Live) -> Tensor:
+    value, mask = live
+    return value if _all(mask) else value.masked_fill(~_thin(mask), 0)
 
 
 def _weighted(node: Call, values: dict[Call, Any], name: str) -> Any:
@@ -270,16 +284,26 @@ def _weighted(node: Call, values: dict[Call, Any], name: str) -> Any:
         rows = rows & values[bias][1]
     mask = rows.view([-1 if d == channel else 1 for d in range(out.dim())]).expand(out.shape)
     if name == "linear":  # where nothing of the input lives, nothing of the output does
-        mask = mask & x.any(-1, keepdim=True)
+        mask = (rows & _thin(x).any(-1, keepdim=True)).expand(out.shape)
     return out, mask
 
 
 def _matmul(node: Call, values: dict[Call, Any], name: str) -> Any:
     """Matrix products: an output is alive if anything alive reaches it."""
     out = _zeroed(node, values)
-    args, kwargs = _values((node.args, node.kwargs), values, lambda x: x[1].double())
-    mask = _target(node)(*args, **kwargs) > 0.5
-    return out, mask
+    if name == "einsum":
+        args, kwargs = _values((node.args, node.kwargs), values, lambda x: x[1].float())
+        return out, _target(node)(*args, **kwargs) > 0.5
+    a, b = _values(node.args, values, lambda x: _batches_thin(x[1]))
+    return out, (torch.matmul(a, b) > 0.5).expand(out.shape)
+
+
+def _batches_thin(mask: Tensor) -> Tensor:
+    """A factor of a product, alive ones counted, with one element along batch axes that only repeat it."""
+    if mask.dim() < 3:
+        return mask.float()
+    thin = _thin(mask)
+    return thin.expand(*thin.shape[:-2], *mask.shape[-2:]).float()
 
 
 def _addmm(node: Call, values: dict[Call, Any], name: str) -> Any:
@@ -356,7 +380,7 @@ def _along(node: Call, values: dict[Call, Any], name: str) -> Any:
     """softmax and its like: one axis, sizes unchanged."""
     value, mask = values[node.args[0]]  # type: ignore[index]
     dim = int(node.args[1]) % value.dim()  # type: ignore[arg-type]
-    if bool((mask.any(dim) == mask.all(dim)).all()):
+    if _even(mask, dim):
         return _target(node)(*_values(node.args, values), **_values(node.kwargs, values)), mask
     small, alive = _gathered(node, values, [dim])
     out = _target(node)(small, *_values(node.args[1:], values), **_values(node.kwargs, values))
@@ -410,7 +434,8 @@ def _reduce(node: Call, values: dict[Call, Any], name: str) -> Any:
 
 
 def _even(mask: Tensor, dim: int) -> bool:
-    return bool((mask.any(dim) == mask.all(dim)).all())
+    mask = _thin(mask)
+    return mask.shape[dim] == 1 or bool((mask.any(dim) == mask.all(dim)).all())
 
 
 def _new(node: Call, values: dict[Call, Any], name: str) -> Any:

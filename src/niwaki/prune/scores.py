@@ -63,8 +63,14 @@ def _average(votes: list[Floats], size: int) -> Floats:
 
 def _norm(model: nn.Module, axes: Axes, group: Group, *, power: int) -> Floats:
     votes: list[Floats] = []
-    for _, _, weight, position, atom in _weights(model, axes, group):
-        sums = (np.abs(weight) ** power).sum(1)
+    for name, d in group.members:
+        weight = model.get_parameter(name).detach()
+        if weight.dim() < 2:
+            continue
+        powers = weight.abs() if power == 1 else weight.square()
+        others = [axis for axis in range(weight.dim()) if axis != d]
+        sums = powers.sum(others, dtype=torch.float64).numpy(force=True)
+        position, atom = _positions(axes, group, name, d)
         total = np.bincount(atom, weights=sums[position], minlength=group.size)
         votes.append(np.asarray(total ** (1 / power), dtype=np.float64))
     return _average(votes, group.size)

@@ -17,7 +17,7 @@ from niwaki.prune import scores
 from niwaki.prune.choose import Ratios, choose
 from niwaki.prune.compensate import calibration
 from niwaki.prune.compensate import compensate as compensated
-from niwaki.prune.proof import TOLERANCE, Proof, proven
+from niwaki.prune.proof import TOLERANCE, Proof, proven, redrawn
 from niwaki.spec import Spec
 from niwaki.surgery import Axes, Keep, analyse
 from niwaki.surgery.inputs import leaves, mapped
@@ -68,7 +68,8 @@ def cut(model: nn.Module, axes: Axes, keep: Keep, *, example: Any, result: str =
             code="prune-result",
         )
     wanted = {name: list(kept) for name, kept in keep.items()}
-    trial = partial(_attempt, model, axes, example=varied(example))
+    inputs = varied(example)
+    trial = partial(_attempt, model, axes, drawn=redrawn(model, inputs), example=inputs)
     first = "graph" if result == "graph" else "module"
     done = trial(wanted, result=first)
     if done.fine:
@@ -98,7 +99,7 @@ def cut(model: nn.Module, axes: Axes, keep: Keep, *, example: Any, result: str =
     return best.done.pruned(left=best.left)
 
 
-def varied(example: Any, *, images: int = 8) -> Any:
+def varied(example: Any, *, images: int = 4) -> Any:
     """Proof inputs of at least `images` images: those given, or else drawn ones of the same shape.
 
     Drawn images differ in brightness, coarse structure and grain: with mere noise, a network that ends in a
@@ -156,10 +157,10 @@ class _Attempt:
 
 
 def _attempt(
-    model: nn.Module, axes: Axes, keep: dict[str, list[int]], *, example: Any, result: str
+    model: nn.Module, axes: Axes, keep: dict[str, list[int]], *, drawn: nn.Module, example: Any, result: str
 ) -> _Attempt:
     try:
-        proofs, small = proven(model, axes, keep, example, result=result)
+        proofs, small = proven(model, axes, keep, example, drawn=drawn, result=result)
     except ModelError as error:
         return _Attempt(keep, result, None, None, str(error))
     worst = max(proofs, key=lambda proof: proof.error)

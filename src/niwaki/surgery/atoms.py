@@ -75,11 +75,26 @@ class Atoms:
         return np.stack(columns, axis=1) if columns else None
 
     def _expanded(self, column: Ints) -> list[Ints]:
-        if not self._compound[column].any():
+        compound = self._compound[column]
+        if not compound.any():
             return [column]
-        atoms, where = np.unique(column, return_inverse=True)
-        padded = _pad([self.row((int(atom),)) for atom in atoms])
-        return [] if padded is None else list(padded[where].T)
+        if compound.all() and (table := self._table(column)) is not None:
+            return list(table.T)
+        atoms = dict.fromkeys(column.tolist())
+        place = {atom: i for i, atom in enumerate(atoms)}
+        padded = _pad([self.row((atom,)) for atom in atoms])
+        return [] if padded is None else list(padded[[place[atom] for atom in column.tolist()]].T)
+
+    def _table(self, column: Ints) -> Ints | None:
+        """The rows behind a column of compound atoms at once, where all are alike: as many single, different
+        atoms in each, none of them kept; else None."""
+        rows = [self._stands_for[atom] for atom in column.tolist()]
+        if len(set(map(len, rows))) > 1:
+            return None
+        table = self._roots(np.array(rows, dtype=np.int64))
+        ordered = np.sort(table, axis=1)
+        plain = table.all() and not self._compound[table].any() and (ordered[:, 1:] != ordered[:, :-1]).all()
+        return table if plain else None
 
     def _stand_for(self, atom: int, row: tuple[int, ...]) -> None:
         self._stands_for[atom] = row
@@ -96,8 +111,8 @@ class Atoms:
         """Tie a whole axis to `KEPT`."""
         axis = self.resolve(axis)
         if axis is not None:
-            for atom in np.unique(axis):
-                self._union(int(atom), KEPT)
+            for atom in sorted(set(axis.ravel().tolist())):
+                self._union(atom, KEPT)
 
     def tie(self, a: Axis, b: Axis) -> None:
         """Make two axes of one size keep the same elements."""
@@ -116,7 +131,7 @@ class Atoms:
         if a.shape[1] > 1 or b.shape[1] > 1:
             return False
         old, young = a[:, 0], b[:, 0]
-        if (young <= old).any() or len(np.unique(young)) < len(young):
+        if (young <= old).any() or len(set(young.ravel().tolist())) < len(young):
             return False
         self._parent[young] = old
         return True
@@ -187,6 +202,24 @@ class Atoms:
             take[varies[0]] = slice(None)
             return [(varies[0], grid[tuple(take)])]
         fresh = {d: self.fresh(grid.shape[d]) for d in varies}
+        if not self._stand_for_all(grid, fresh):
+            self._tie_grid(grid, varies, fresh)
+        self.factors += itertools.combinations(fresh.values(), 2)
+        return [(d, new[:, 0]) for d, new in fresh.items() if new is not None]
+
+    def _stand_for_all(self, grid: Ints, fresh: dict[int, Axis]) -> bool:
+        """Lets each atom of a grid stand for its row of new ones, where all are different, single and free."""
+        atoms = grid.ravel().tolist()
+        if KEPT in atoms or len(set(atoms)) < len(atoms) or self._compound[grid].any():
+            return False
+        rows = np.stack(
+            [np.broadcast_to(_along(new, d, grid.ndim), grid.shape).ravel() for d, new in fresh.items()], axis=1
+        )
+        self._stands_for.update(zip(atoms, map(tuple, rows.tolist()), strict=True))
+        self._compound[grid] = True
+        return True
+
+    def _tie_grid(self, grid: Ints, varies: list[int], fresh: dict[int, Axis]) -> None:
         for place in np.ndindex(*grid.shape):
             if grid[place] == KEPT:
                 for d, new in fresh.items():
@@ -194,8 +227,12 @@ class Atoms:
             else:
                 row = tuple(int(fresh[d][place[d], 0]) for d in varies)  # type: ignore[index]
                 self._tie_rows((int(grid[place]),), row)
-        self.factors += itertools.combinations(fresh.values(), 2)
-        return [(d, new[:, 0]) for d, new in fresh.items() if new is not None]
+
+
+def _along(axis: Axis, d: int, dims: int) -> Ints:
+    """A single column laid along dimension `d`."""
+    assert axis is not None  # an axis that varies has more than one element
+    return axis[:, 0].reshape([-1 if i == d else 1 for i in range(dims)])
 
 
 def _pad(rows: list[tuple[int, ...]]) -> Axis:

@@ -159,6 +159,7 @@ class Axes:
         self.traced = walk.traced
         self._walk = walk
         atoms = walk.atoms
+        self._resolved: dict[int, Axis] = {}  # of the walk's axes, which live as long as it does
         self._tensors = {
             walk.traced.names[node.name]: [atoms.resolve(axis) for axis in walk.axes[node]]
             for node in walk.traced.graph.nodes
@@ -277,7 +278,7 @@ class Axes:
 
     def size(self, axis: Axis, size: int, alive: npt.NDArray[np.bool_]) -> int:
         """Kept elements of any traced axis of `size`."""
-        resolved = self._walk.atoms.resolve(axis)
+        resolved = self.resolve(axis)
         return size if resolved is None else int(alive[resolved].all(1).sum())
 
     def shape(self, node: fx.Node, alive: npt.NDArray[np.bool_]) -> tuple[int, ...]:
@@ -287,7 +288,9 @@ class Axes:
 
     def resolve(self, axis: Axis) -> Axis:
         """An axis of the walk in its final atoms."""
-        return self._walk.atoms.resolve(axis)
+        if id(axis) not in self._resolved:
+            self._resolved[id(axis)] = self._walk.atoms.resolve(axis)
+        return self._resolved[id(axis)]
 
     def axes_of(self, node: fx.Node) -> Any:
         """The axes of a traced tensor (of each, where a call has several)."""

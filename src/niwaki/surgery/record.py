@@ -15,6 +15,7 @@ import copy
 import inspect
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -158,10 +159,11 @@ class _Recorder:
         self.alive = axes.alive(keep) if axes is not None else None
         self.training = training
         self.alias = _aliases(model)
+        self.modules = dict(model.named_modules())
         self.nodes: list[Json] = []
         self.norms: Json = {}
         self.renamed: dict[str, str] = {}
-        self.drops, self.unplaced = _drops(traced, model)
+        self.drops, self.unplaced = _drops(traced, self.modules)
         self.emitted: dict[str, str] = {}
         self.attentions = 0
 
@@ -269,7 +271,7 @@ class _Recorder:
         path = owner_of(node)
         if mean is not None and (held := self._norm_module([weight, bias, mean, var])) is not None:
             path = held
-            own = dict(self.model.named_modules()).get(path)
+            own = self.modules.get(path)
             momentum = getattr(own, "momentum", momentum)
             self.norms[path] = {"eps": float(eps), "momentum": momentum}
         args = [x, weight, bias, mean, var, mean is None, momentum or 0.0, eps, False]
@@ -312,7 +314,7 @@ class _Recorder:
 
     def _emit_drop(self, mark: Call, value: str) -> str:
         path = owner_of(mark)
-        rate = drop_rate(dict(self.model.named_modules()).get(path, self.model))
+        rate = drop_rate(self.modules.get(path, self.model))
         steps: list[tuple[str, list[Any]]]
         if rate:  # one draw for an image: that of a channel, of which the image is made the only one
             steps = [("aten.unsqueeze.default", [1]), ("aten.feature_dropout.default", [rate, False])]
@@ -377,7 +379,9 @@ def operator_name(node: Call) -> str:
     )
 
 
-def _drops(traced: Traced, model: nn.Module) -> tuple[dict[str, list[tuple[str, list[Call]]]], int]:
+def _drops(
+    traced: Traced, modules: Mapping[str, nn.Module]
+) -> tuple[dict[str, list[tuple[str, list[Call]]]], int]:
     """Where dropout stands: {call: [(value it reads, the dropout calls it reads it through)]}, and how many
     places were not found again.
 
@@ -389,26 +393,26 @@ def _drops(traced: Traced, model: nn.Module) -> tuple[dict[str, list[tuple[str, 
     out: dict[str, list[tuple[str, list[Call]]]] = {}
     unplaced = 0
     for mark in traced.source.graph.nodes:
-        if not _is_drop(mark, model):
+        if not _is_drop(mark, modules):
             continue
         base, marks = mark.args[0], [mark]
-        while _is_drop(base, model):
+        while _is_drop(base, modules):
             base, marks = base.args[0], [base, *marks]
         value = made.get(_key(base))
         places = [c for user in mark.users for c in read.get(user.name, []) if value in c.all_input_nodes]
         for place in places:
             out.setdefault(place.name, []).append((value.name, marks))  # type: ignore[union-attr]
-        unplaced += not places and not any(_is_drop(user, model) for user in mark.users)
+        unplaced += not places and not any(_is_drop(user, modules) for user in mark.users)
     return out, unplaced
 
 
-def _is_drop(node: Call, model: nn.Module) -> bool:
+def _is_drop(node: Call, modules: Mapping[str, nn.Module]) -> bool:
     name = str(getattr(getattr(node.target, "overloadpacket", None), "__name__", ""))
     if node.op != "call_function" or name not in DROPS:
         return False
     if node.args[1] > 0:
         return True
-    return drop_rate(dict(model.named_modules()).get(owner_of(node), model)) is not None
+    return drop_rate(modules.get(owner_of(node), modules[""])) is not None
 
 
 def _key(node: Call) -> Any:

@@ -32,6 +32,7 @@ def shrink(
     example: Any = None,
     kept: Kept | None = None,
     like: nn.Module | None = None,
+    checked: bool = False,
 ) -> nn.Module:
     """A copy of `model`, of its own class, in which only the kept atoms are left.
 
@@ -42,6 +43,8 @@ def shrink(
         kept: index lists to cut with instead of the analysis's own; only the tests of the proof, which
             must catch wrong ones, have a use for it.
         like: the same cut of the same class with other weights, whose attributes are taken over.
+        checked: hold the numbers of the result against the cut graph's even where there was no choice of
+            attributes; `prune.cut` does, others may leave it to the proof.
     Raises:
         ModelError: a group's list is empty or out of range, or the class cannot be made to run at these
             sizes. [prune-empty, prune-range, prune-unmendable]
@@ -51,9 +54,9 @@ def shrink(
     _keep_attention_scale(small, axes, keep)
     if like is not None:
         mend.copy_mends(small, like, axes, keep)
-    else:
-        wanted = partial(_graph_outputs, model, axes, keep, example) if kept is None else lambda: None
-        mend.mend(small, axes, keep, example=example, wanted=wanted)
+        return small
+    numbers = partial(_graph_outputs, model, axes, keep, example) if kept is None else lambda: None
+    mend.mend(small, axes, keep, example=example, wanted=numbers, checked=checked)
     return small
 
 
@@ -74,7 +77,7 @@ def rewrite(model: nn.Module, axes: Axes, keep: Keep, *, example: Any = None) ->
 
 
 def _graph_outputs(model: nn.Module, axes: Axes, keep: Keep, example: Any) -> list[Tensor] | None:
-    """What the cut graph gives for the first images; None where the graph cannot be written."""
+    """What the cut graph gives for the first images; None where it cannot be written."""
     try:
         with quiet():
             return outputs(rewrite(model, axes, keep), few(example))
@@ -197,21 +200,20 @@ def _keep_attention_scale(small: nn.Module, axes: Axes, keep: Keep) -> None:
     softmax(q k / sqrt(E)) with E now E' divides by sqrt(E'), so q is multiplied by sqrt(E' / E): its rows of
     the projection (or the norm behind it) carry the factor.
     """
-    alive = axes.alive(keep)
+    alive, kept = axes.alive(keep), axes.kept_indices(keep)
     for node in axes.traced.graph.nodes:
         if node.op != "call_function" or operator_of(node) != "scaled_dot_product_attention":
             continue
         query = node.args[0]
         before, after = shape_of(query.meta["val"])[-1], axes.shape(query, alive)[-1]
         if before != after and node.kwargs.get("scale") is None:
-            _scale_source(small, axes, keep, query, factor=math.sqrt(after / before))
+            _scale_source(small, axes, kept, query, factor=math.sqrt(after / before))
 
 
-def _scale_source(small: nn.Module, axes: Axes, keep: Keep, query: Call, *, factor: float) -> None:
+def _scale_source(small: nn.Module, axes: Axes, kept: Kept, query: Call, *, factor: float) -> None:
     source, path = _source_of_query(query)
     rows = _reaches(source, path, query)
     names = [axes.traced.names.get(x.name) for x in source.args[1:] if isinstance(x, fx.Node)]
-    kept = axes.kept_indices(keep)
     for name in (n for n in names if n):
         tensor = small.get_parameter(name)
         stays = kept.get(name, {}).get(0, list(range(len(rows))))
