@@ -1,15 +1,15 @@
 """int8 of four networks on CIFAR-10: our ladder beside the defaults of ONNX Runtime's quantizer and of NNCF.
 
     NIWAKI_DATA=... python benchmarks/ladder.py
-    NIWAKI_DATA=... python benchmarks/ladder.py --only resnet18 --images 2000 --epochs 1 --val 500 --test 500
+    NIWAKI_DATA=... python benchmarks/ladder.py --only resnet18 --images 500 --epochs 1 --val 200 --test 200
 
-MobileNetV3-small, EfficientNet-B0, ResNet-18 and ViT-tiny of timm are trained here from random weights on a part of
-CIFAR-10 (64 pixels unless told), in bfloat16, last epoch. Then the same float graph becomes int8 three ways, from the
-same 256 training images: the ladder (rungs are kept or dropped by val), `quantize_static` of ONNX Runtime with its
-defaults after its own pre-processing, and `nncf.quantize` with its defaults (`pip install nncf==3.4.0`; left
-out with a line where it is not installed; its telemetry is switched off). NNCF is told that ViT is a transformer,
-as its documentation asks. Accuracies are of images that no step has seen. Latencies are ratios to float from one
-interleaved run, one thread, one image a call.
+ResNet-18, MobileNetV3-small, EfficientNet-B0 and ViT-tiny of timm are trained here from random weights on a part
+of CIFAR-10 (64 pixels unless told), in bfloat16, last epoch. Then each becomes int8 three ways, from the same 256
+training images: the ladder (rungs are kept or dropped by val), `quantize_static` of ONNX Runtime with its defaults
+after its own pre-processing, and `nncf.quantize` with its defaults (`pip install nncf==3.4.0`; left out with a
+line where it is not installed; its telemetry is off). NNCF is told that ViT is a transformer, as its documentation
+asks. Accuracies are of test images that no step has seen. Latencies are ratios to float from one interleaved run
+of ONNX Runtime, one thread, one image a call.
 
 Goes on where it stopped: trained weights and each network's result lie under --out.
 """
@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def network(name: str, size: int) -> Any:
     import torch
 
     torch.manual_seed(0)
-    given = {"img_size": size, "patch_size": max(4, size // 8)} if name.startswith("vit") else {}
+    given = {"img_size": size, "patch_size": max(4, size // 4)} if name.startswith("vit") else {}
     return timm.create_model(name, num_classes=10, **given).eval()
 
 
@@ -68,12 +69,135 @@ def trained(name: str, spec: Any, data: Any, given: argparse.Namespace) -> Any:
     return model
 
 
+def float_file(model: Any, spec: Any, task: Any, path: Path) -> Path:
+    """The float32 ONNX file, which the other tools start from."""
+    from niwaki import runtimes
+
+    if not path.exists():
+        runtimes.load("onnx").export(model, spec, path, task=task)
+    return path
+
+
+class Reader:
+    """Calibration images as ONNX Runtime's quantizer asks for them."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self._batches: Iterator[np.ndarray] = iter(np.array_split(images, max(1, len(images) // 16)))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next batch, None after the last."""
+        batch = next(self._batches, None)
+        return None if batch is None else {"image": batch}
+
+
+def by_onnx_runtime(source: Path, calib: np.ndarray, path: Path, name: str) -> None:
+    """ONNX Runtime's `quantize_static` with all its defaults, after its own pre-processing."""
+    from onnxruntime.quantization import quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    ready = path.with_suffix(".ready.onnx")
+    quant_pre_process(source, ready, skip_symbolic_shape=True)
+    quantize_static(ready, path, Reader(calib))
+    ready.unlink()
+
+
+def by_nncf(source: Path, calib: np.ndarray, path: Path, name: str) -> None:
+    """NNCF's `quantize` with its defaults, on the ONNX graph."""
+    os.environ["CI"] = "true"  # its telemetry is off in CI
+    import nncf
+    import onnx
+
+    data = nncf.Dataset([{"image": image[None]} for image in calib])
+    kind = {"model_type": nncf.ModelType.TRANSFORMER} if name.startswith("vit") else {}
+    onnx.save(nncf.quantize(onnx.load(source), data, subset_size=len(calib), **kind), path)
+
+
+def by_ladder(
+    model: Any,
+    spec: Any,
+    task: Any,
+    calib: np.ndarray,
+    score: Callable[[Path], float],
+    limit: float,
+    path: Path,
+) -> dict[str, Any]:
+    """The ladder climbed; its winner's file lies at `path`."""
+    from niwaki.runtimes import onnx_export
+    from niwaki.search import ladder
+
+    maker = onnx_export.maker(model, spec, task=task, calib=calib)
+    found = ladder.climb(
+        lambda recipe: score(onnx_export.save_int8(maker, recipe, path)),
+        reference=score(path.with_name("float.onnx")),
+        max_drop=limit,
+        sensitive=maker.sensitive,
+        show=lambda step: print(f"  {step.rung}: loses {step.drop:.2%}, {step.seconds:.0f} s", file=sys.stderr),
+    )
+    onnx_export.save_int8(maker, found.recipe, path)
+    return found.to_json() | {"says": found.says()}
+
+
+def measured(name: str, model: Any, spec: Any, data: Any, given: argparse.Namespace) -> dict[str, Any]:
+    """Accuracies on test, drops, and ratios of latency of float and every way to int8."""
+    from niwaki import evaluate, metrics, runtimes
+    from niwaki.job import measure
+    from niwaki.tasks import Classify
+
+    folder, task = given.out / name, Classify(data.classes)
+    folder.mkdir(parents=True, exist_ok=True)
+    calib = data.train.take(CALIBRATION, seed=0)
+    images = calib.batch(range(len(calib)), spec)
+    splits = {"val": data.val.take(given.val, seed=0), "test": data.test.take(given.test, seed=0)}
+
+    def score(path: Path, split: str = "val") -> float:
+        run = runtimes.load("onnx").open(path)
+        return metrics.main(evaluate.tally(run, splits[split], spec, task, detail=False).score())
+
+    limit = given.max_drop if given.max_drop is not None else 0.005 if name.startswith("vit") else 0.01
+    files = {"float": float_file(model, spec, task, folder / "float.onnx")}
+    climbed = by_ladder(model, spec, task, images, score, limit, folder / "ladder.onnx")
+    files["ladder"] = folder / "ladder.onnx"
+    left = {}
+    for way, make in (("onnxruntime", by_onnx_runtime), ("nncf", by_nncf)):
+        try:
+            make(files["float"], images, folder / f"{way}.onnx", name)
+            files[way] = folder / f"{way}.onnx"
+        except ImportError as error:
+            left[way] = f"not installed: {error}"
+    tests = {way: score(path, "test") for way, path in files.items()}
+    named = {measure.REFERENCE if way == "float" else way: path for way, path in files.items()}
+    timing = measure.timed(named, images[:1], threads=1, seconds=given.seconds)
+    rows = {
+        way: {
+            "test": tests[way],
+            "drop": tests["float"] - tests[way],
+            "latency": timing[measure.REFERENCE if way == "float" else way]["ratio"]["median"],
+            "bytes": path.stat().st_size,
+        }
+        for way, path in files.items()
+    }
+    kept = {"limit": limit, "val": len(splits["val"]), "test": len(splits["test"])}
+    return {"network": name, **kept, "rows": rows, "ladder": climbed, "left": left}
+
+
+def table(result: dict[str, Any]) -> str:
+    """A network's rows as text."""
+    lines = [f"{result['network']}: {result['ladder']['says']} on val ({result['val']} images)"]
+    lines.append(f"  {'':12s} {'test':>8s} {'drop':>8s} {'latency':>8s} {'MB':>7s}")
+    for way, row in result["rows"].items():
+        shares = f"{row['test']:8.2%} {row['drop']:8.2%}"
+        lines.append(f"  {way:12s} {shares} {row['latency']:8.2f} {row['bytes'] / 1e6:7.2f}")
+    lines += [f"  {way}: left out, {why}" for way, why in result["left"].items()]
+    slow = result["rows"]["ladder"]["latency"] >= 1
+    return "\n".join([*lines, "  no gain: int8 is slower than float here"] if slow else lines)
+
+
 def arguments() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--images", type=int, default=8000, help="training images")
+    parser.add_argument("--images", type=int, default=4000, help="training images")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--val", type=int, default=1000, help="images that choose")
     parser.add_argument("--test", type=int, default=2000, help="images that report")
@@ -97,10 +221,17 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     images = data.read("cifar10", val=0.1)
     spec = Spec(size_hw=(given.size, given.size))
+    results = []
     for name in given.only:
-        trained(name, spec, images, given)
-    np.random.seed(0)
-    print(json.dumps({"size": given.size}))
+        kept = given.out / f"{name}.json"
+        model = trained(name, spec, images, given)
+        if given.train_only:
+            continue
+        if not kept.exists():
+            kept.write_text(json.dumps(measured(name, model, spec, images, given)))
+        results.append(json.loads(kept.read_text()))
+        print(table(results[-1]))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

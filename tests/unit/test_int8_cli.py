@@ -35,7 +35,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One model in all tests here, so torch traces it once; each gets a graph of its own, as from the tracer."""
+    """One model in all tests here, so torch traces it once; each gets a graph of its own."""
     from niwaki.runtimes import onnx_export
 
     trace = onnx_export._trace

@@ -16,6 +16,7 @@ from niwaki.cost import Budget, Cost
 from niwaki.job import baseline as stage
 from niwaki.job import measure
 from niwaki.job.baseline import PRECISIONS, Baseline, export_path
+from niwaki.job.climb import climbed
 from niwaki.job.widths import prune_step
 from niwaki.search import Found
 
@@ -37,6 +38,7 @@ class Point:
         default: the precision that is served.
         drop: the default's loss of val accuracy against the uncompressed model.
         got: its cost in the budget's own terms.
+        ladder: the climb for its int8, where plain int8 lost too much.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Point:
     drop: float
     got: float
     proof_error: float | None
+    ladder: dict[str, Any] | None = None
 
 
 def point(work: Work, base: Baseline, widths: Widths, name: str, found: Found) -> Point:
@@ -72,6 +75,7 @@ def point(work: Work, base: Baseline, widths: Widths, name: str, found: Found) -
     }
     stage.save(work, artifact, model, extra=facts)
     scores["int8"] = measure.file_scores(work, f"{name}-int8", export_path(artifact, "int8"))
+    scores["int8"], ladder = climbed(work, base, name, model, artifact, scores)
     judged = _judge(work, base, widths, name, found, artifact, scores)
     return Point(
         name=name,
@@ -80,6 +84,7 @@ def point(work: Work, base: Baseline, widths: Widths, name: str, found: Found) -
         artifact=artifact,
         scores=scores,
         proof_error=proof["error"],
+        ladder=ladder,
         **judged,
     )
 

@@ -46,6 +46,7 @@ def result(
         "drop": chosen.drop,
         "proof_error": chosen.proof_error,
         "ledger": ledger(work, base, widths, chosen),
+        "ladder": chosen.ladder,
         "points": [{"name": p.name, "got": p.got, "drop": p.drop} for p in points],
         "notes": list(work.folder.notes),
     }

@@ -68,8 +68,8 @@ def fit(
     Returns:
         `artifact`, `baseline` (paths); `scores` {stage: {val, test: {accuracy, low, high}}};
         `cost` {stage: {macs, params, bytes, ms}}; `budget` {asked, got, met}; `default`,
-        `flipped`, `drop`, `proof_error`, `ledger`, `points`, `notes`. Stages: baseline, pruned, distilled,
-        int8, and unpruned int8 for comparison.
+        `flipped`, `drop`, `proof_error`, `ledger`, `ladder` (of int8, where plain int8 lost too much),
+        `points`, `notes`. Stages: baseline, pruned, distilled, int8, and unpruned int8 for comparison.
     Raises:
         BudgetError: no width costs so little, or no point tried holds the accuracy (exit 3).
             [budget-unreachable, budget-drop]

@@ -33,6 +33,7 @@ def climb(
     calib: npt.NDArray[np.uint8],
     val: evaluate.Readable,
     max_drop: float,
+    reference: float | None = None,
     threads: int = 1,
     once: Once = lambda key, measure: measure(),
     show: Callable[[ladder.Step], object] | None = None,
@@ -43,6 +44,7 @@ def climb(
     Args:
         calib: images uint8 `[N, H, W, C]` that set ranges; of the train split.
         val: chooses.
+        reference: the score that drops are counted from; None is the model's own in float.
         once: `(key, measure) -> measure()`, from a journal where it was measured before.
         show: called with each step.
     Raises:
@@ -69,7 +71,8 @@ def climb(
         found = once(f"sensitive:{_key(recipe)}", lambda: [list(names) for names in made().sensitive(recipe)])
         return [tuple(names) for names in found]
 
-    reference = once("int8:float", lambda: _score(evaluate.predictor(model, spec, task), val, spec, task))
+    if reference is None:
+        reference = once("int8:float", lambda: _score(evaluate.predictor(model, spec, task), val, spec, task))
     return ladder.climb(
         score, reference=float(reference), max_drop=max_drop, sensitive=sensitive, show=show, rungs=rungs
     )
