@@ -1,4 +1,4 @@
-"""niwaki predict: label images; folders are searched, and a bad image does not stop the others."""
+"""niwaki predict: label images, folders searched and bad ones passed over; with -o, every pixel of a scene."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from niwaki.cli import scene
 from niwaki.cli.screen import Answer, Out, percent
 from niwaki.cli.values import positive
-from niwaki.errors import NiwakiError
+from niwaki.errors import NiwakiError, SpecError
 
 if TYPE_CHECKING:
     from niwaki.artifact import Artifact
@@ -46,13 +47,23 @@ def add(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "int8"),
         help="the export to run (default: the artifact's own)",
     )
+    scene.add(parser)
 
 
 def run(args: argparse.Namespace, out: Out) -> Answer:
     """Predict every image; exit code 1 if one of them failed."""
     from niwaki.artifact import Artifact
 
+    if args.out:
+        return scene.run(args, out)
     artifact = Artifact.open(args.artifact)
+    if artifact.task.dense:
+        raise SpecError(
+            f"{artifact.path.name}: gives a class for each pixel. Say where to: niwaki predict "
+            f"{artifact.path.name} "
+            "SCENE -o mask.tif.",
+            code="tile-knob",
+        )
     predict = artifact.session("onnx", precision=args.precision, threads=args.threads)
     entries: list[dict[str, Any]] = []
     failed = False
@@ -100,12 +111,29 @@ def _batch(paths: list[Path], artifact: Artifact, predict: Any, *, top: int | No
         probabilities = predict(np.stack(images))
         good = (entry for entry in entries if "error" not in entry)
         for entry, row in zip(good, probabilities, strict=True):
-            best = artifact.task.decode(row[None], top=top or 1)[0]
-            entry |= {"label": best[0][0], "score": best[0][1]}
-            entry["probabilities"] = [float(p) for p in row]
-            if top:
-                entry["top"] = [{"label": label, "score": score} for label, score in best]
+            entry |= _shares(artifact, row, top) if artifact.task.dense else _labels(artifact, row, top)
     return entries
+
+
+def _labels(artifact: Artifact, row: Any, top: int | None) -> dict[str, Any]:
+    """The label of an image, from its probabilities `[K]`."""
+    best = sorted(zip(artifact.task.classes, row.tolist(), strict=True), key=lambda one: -one[1])[: top or 1]
+    found = {"label": best[0][0], "score": best[0][1], "probabilities": row.tolist()}
+    if top:
+        found["top"] = [{"label": label, "score": score} for label, score in best]
+    return found
+
+
+def _shares(artifact: Artifact, row: Any, top: int | None) -> dict[str, Any]:
+    """The share of an image's pixels that each class has, from probabilities `[K, H, W]`; largest first in
+    `top`."""
+    import numpy as np
+
+    counts = np.bincount(row.argmax(0).ravel(), minlength=len(row)) / row[0].size
+    shares = dict(zip(artifact.task.classes, counts.tolist(), strict=True))
+    best = sorted(shares.items(), key=lambda one: -one[1])[:top]
+    top_ones = [{"label": label, "score": share} for label, share in best if share > 0]
+    return {"label": best[0][0], "score": best[0][1], "shares": shares, "top": top_ones}
 
 
 def _text(entry: dict[str, Any]) -> str:
