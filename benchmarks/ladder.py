@@ -3,13 +3,13 @@
     NIWAKI_DATA=... python benchmarks/ladder.py
     NIWAKI_DATA=... python benchmarks/ladder.py --only resnet18 --images 500 --epochs 1 --val 200 --test 200
 
-ResNet-18, MobileNetV3-small, EfficientNet-B0 and ViT-tiny of timm are trained here from random weights on a part
-of CIFAR-10 (64 pixels unless told), in bfloat16, last epoch. Then each becomes int8 three ways, from the same 256
-training images: the ladder (rungs are kept or dropped by val), `quantize_static` of ONNX Runtime with its defaults
-after its own pre-processing, and `nncf.quantize` with its defaults (`pip install nncf==3.4.0`; left out with a
-line where it is not installed; its telemetry is off). NNCF is told that ViT is a transformer, as its documentation
-asks. Accuracies are of test images that no step has seen. Latencies are ratios to float from one interleaved run
-of ONNX Runtime, one thread, one image a call.
+ResNet-18, MobileNetV3-small, EfficientNet-B0 and ViT-tiny of timm are trained here from random weights on a
+part of CIFAR-10 (64 pixels unless told), in bfloat16, last epoch. Then each becomes int8 three ways, from the
+same 256 training images: the ladder (rungs are kept or dropped by val), `quantize_static` of ONNX Runtime
+with its defaults after its own pre-processing, and `nncf.quantize` with its defaults (`pip install
+nncf==3.4.0`; left out with a line where it is not installed; its telemetry is off). NNCF is told that ViT is
+a transformer, as its documentation asks. Accuracies are of test images that no step has seen. Latencies are
+ratios to float from one interleaved run of ONNX Runtime, one thread, one image a call.
 
 Goes on where it stopped: trained weights and each network's result lie under --out.
 """
