@@ -95,6 +95,16 @@ def elementwise(node: Node) -> Reach:
     return whole
 
 
+def by_channel(node: Node) -> Reach:
+    """Numbers for each entry of one axis, which is no place: batch norms and scales of quantization."""
+    reach = node.only
+    rank = len(node.shapes[0] or ()) or 4
+    axis = int(node.knobs.get("axis", 1)) % rank
+    if axis in reach.axes and any(shape and math.prod(shape) > 1 for shape in node.shapes[1:]):
+        raise node.refuse("uses a constant that differs from place to place")
+    return reach
+
+
 def window(node: Node) -> Reach:
     """Convolutions and pools: `stride * i - pad` to that plus the dilated kernel."""
     kernel = node.knobs.get("kernel_shape") or list((node.shapes[1] or ())[2:])
@@ -285,13 +295,14 @@ def everywhere(node: Node) -> Reach:
     raise node.refuse("sees the whole image")
 
 
-_ELEMENTWISE = """Abs Add And BatchNormalization Cast CastLike Ceil Celu Clip DequantizeLinear Div Dropout Elu
+_ELEMENTWISE = """Abs Add And Cast CastLike Ceil Celu Clip Div Dropout Elu
 Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity LeakyRelu Less LessOrEqual Log
-Max Mean Min Mish Mul Neg Not Or PRelu Pow QuantizeLinear Reciprocal Relu Round Selu Sigmoid Sign Softplus
+Max Mean Min Mish Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Sigmoid Sign Softplus
 Softsign Sqrt Sub Sum Swish Tanh ThresholdedRelu Where Expand"""
 
 RULES: dict[str, Callable[[Node], Reach]] = {
     **dict.fromkeys(_ELEMENTWISE.split(), elementwise),
+    **dict.fromkeys(("BatchNormalization", "QuantizeLinear", "DequantizeLinear"), by_channel),
     **dict.fromkeys(("Conv", "ConvInteger", "MaxPool", "AveragePool", "LpPool"), window),
     **dict.fromkeys(("Softmax", "LogSoftmax", "LpNormalization", "LayerNormalization"), over_axes),
     **dict.fromkeys(
