@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from niwaki.cli import main
 from niwaki.errors import ModelError, ParityError
 from niwaki.qdq import clean
 
@@ -79,14 +76,3 @@ def test_a_graph_that_does_not_run_is_refused() -> None:
     with pytest.raises(ModelError, match="does not run the graph") as caught:
         clean.clean(broken)
     assert caught.value.code == "clean-graph" and "\n" not in str(caught.value)
-
-
-def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a.onnx").write_bytes(messy().SerializeToString())
-    words = ["clean", str(tmp_path / "a.onnx"), "--out", str(tmp_path / "b.onnx"), "--json"]
-    assert main(words) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["nodes"][0] == 7 and said["nodes"][1] == len(onnx.load(tmp_path / "b.onnx").graph.node)
-    (tmp_path / "a.onnx").write_bytes(b"no graph at all")
-    assert main(words) == 1
-    assert json.loads(capsys.readouterr().out)["error"]["code"] == "clean-graph"

@@ -113,7 +113,18 @@ def test_a_climb_that_is_not_enough_is_3_and_writes_nothing(
 def test_sensitivity_is_a_table_a_page_and_json(
     artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["sensitivity", artifact, "--data", "digits", "--images", "64", "--out", tmp_path]
+    words = [
+        "export",
+        artifact,
+        "--sensitivity",
+        "layer",
+        "--data",
+        "digits",
+        "--images",
+        "64",
+        "--out",
+        tmp_path,
+    ]
     code, value, err = said(capsys, *words)
     assert code == 0, err
     assert json.loads((tmp_path / "sensitivity.json").read_text())["rows"] == value["rows"]
@@ -128,6 +139,7 @@ def test_sensitivity_is_a_table_a_page_and_json(
     ("words", "code", "error"),
     [
         (["--max-drop", "1%"], 1, "export-calib"),
+        (["--sensitivity", "block"], 1, "export-calib"),
         (["--max-drop", "1%", "--data", "digits", "--precision", "float32"], 1, "export-precision"),
         (["--max-drop", "200%", "--data", "digits"], 2, "usage"),
         (["--max-drop", "1%", "--data", "nowhere"], 1, "data-missing"),

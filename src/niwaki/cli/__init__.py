@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from niwaki._version import __version__
-from niwaki.cli import bench, clean, doctor, export, fit, info, predict, report, search, sensitivity
+from niwaki.cli import bench, doctor, export, fit, info, predict, report, search
 from niwaki.cli.screen import Answer, Out, results
 from niwaki.errors import NiwakiError
 
@@ -26,8 +26,6 @@ VERBS = {
     "predict": predict,
     "bench": bench,
     "export": export,
-    "sensitivity": sensitivity,
-    "clean": clean,
     "doctor": doctor,
     "report": report,
 }

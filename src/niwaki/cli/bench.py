@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
 
 
 def _all(args: argparse.Namespace) -> Answer:
-    from niwaki import bench_chart, bench_runtimes, files
+    from niwaki import bench, bench_chart, bench_runtimes, files
     from niwaki.artifact import Artifact
 
     artifact, samples = Artifact.open(args.artifact), None
@@ -50,6 +50,7 @@ def _all(args: argparse.Namespace) -> Answer:
 
         samples = data.read(args.data, seed=args.seed).test
     result = bench_runtimes.measure(artifact, data=samples, threads=args.threads, rounds=args.rounds or 20)
+    result["warnings"] = bench.warnings(artifact)
     if args.chart:
         files.write_bytes(Path(args.chart), bench_chart.svg(result).encode())
     return Answer(result, _all_text(result))
@@ -77,7 +78,8 @@ def _all_text(result: dict[str, Any]) -> str:
     lines += [f"{n} agrees with onnx:int8 on {percent(a)}" for n, a in result["same_numbers"].items()]
     lines += [f"does not run here: {name}: {why}" for name, why in result["failed"].items()]
     threads = result["threads"]
-    return "\n".join([*lines, f"{result['cpu']}, {threads} thread{'s' if threads > 1 else ''}"])
+    lines.append(f"{result['cpu']}, {threads} thread{'s' if threads > 1 else ''}")
+    return "\n".join([*lines, *result["warnings"]])
 
 
 def _text(result: dict[str, Any]) -> str:
@@ -86,4 +88,5 @@ def _text(result: dict[str, Any]) -> str:
     for name in ("a", "b"):
         times = (f"{result[key][name]:.4g}" for key in ("ms", "p90"))
         rows.append([name.upper(), *times, result["precision"][name]])
-    return "\n".join([result["verdict"], "", table(rows), "", f"{result['cpu']}, {threads}"])
+    lines = [result["verdict"], "", table(rows), "", f"{result['cpu']}, {threads}", *result["warnings"]]
+    return "\n".join(lines)

@@ -6,8 +6,9 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from niwaki.cli import rungs, sensitivity
 from niwaki.cli.screen import Answer, Out
-from niwaki.cli.values import natural, share
+from niwaki.cli.values import natural, positive, share
 
 if TYPE_CHECKING:
     from niwaki.artifact import Artifact, Builder
@@ -31,7 +32,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="the runtime it is for (default onnx), or web: a folder for browsers; docs/runtimes.md has all",
     )
     way.add_argument("--all-runtimes", action="store_true", help="every runtime and precision that works here")
-    arg("--out", metavar="FOLDER", help="with --runtime web: where the page goes (default ARTIFACT's name-web)")
+    arg(
+        "--out",
+        metavar="FOLDER",
+        help="with --runtime web or --sensitivity: where the page goes (default NAME-web, or beside it)",
+    )
     arg("--calib", metavar="DATA", help="images that int8 is calibrated on; a data set as for fit")
     arg(
         "--data", metavar="DATA", help="with --max-drop: its train split calibrates int8, its val split chooses"
@@ -42,6 +47,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="climb the ladder of int8 recipes until val loses no more: 0.01 or 1%%; docs/quantization.md",
     )
+    arg(
+        "--sensitivity",
+        choices=("layer", "block"),
+        help="export nothing: measure what int8 costs each of them on --data; writes sensitivity.html, .json",
+    )
+    arg("--images", type=positive, default=256, metavar="N", help="with --sensitivity: of val (default 256)")
     arg("--builder", metavar="FILE:FUNCTION", help="runs it: what made a model of your own code")
     arg("--seed", type=natural, default=0, metavar="N", help="seed of their choice (default 0)")
 
@@ -53,6 +64,8 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     artifact = Artifact.open(args.artifact)
     if args.runtime == "web" and not args.all_runtimes:
         return _web(artifact, args)
+    if args.sensitivity:
+        return sensitivity.measure(artifact, args, _builder(args.builder, artifact))
     if args.max_drop is not None:
         return _climb(artifact, args, out)
     calib = _calib(args, artifact)
@@ -67,7 +80,6 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
 def _climb(artifact: Artifact, args: argparse.Namespace, out: Out) -> Answer:
     """The cheapest recipe of int8 that holds the score of val, exported; exit 3 where none does."""
     from niwaki import data
-    from niwaki.cli import rungs
     from niwaki.search import recipes
 
     rungs.check(args)

@@ -144,5 +144,5 @@ def _metric(result: dict[str, Any]) -> str:
     """The main score's name."""
     from niwaki import metrics
 
-    scores = next(iter(result["scores"].values()), {}).get("test")
-    return metrics.named(scores) if scores else "accuracy"
+    scores = [found["test"] for found in result["scores"].values() if found.get("test")]
+    return metrics.named(scores[0]) if scores else metrics.MAIN[0]

@@ -31,9 +31,8 @@ EXAMPLES = {
     "export": (
         "niwaki export runs/leaves/model.niwaki --precision int8 --calib photos/",
         "niwaki export runs/leaves/model.niwaki --precision int8 --data photos/ --max-drop 1%",
+        "niwaki export runs/leaves/model.niwaki --sensitivity layer --data photos/",
     ),
-    "sensitivity": ("niwaki sensitivity runs/leaves/model.niwaki --data photos/",),
-    "clean": ("niwaki clean model.onnx --out cleaned.onnx",),
     "doctor": ("niwaki doctor", "niwaki doctor timm:resnet18 --budget macs=50%"),
     "report": ("niwaki report runs/leaves",),
 }

@@ -1,48 +1,46 @@
-"""niwaki sensitivity: what int8 costs each layer of an artifact, as a table, a page and JSON."""
+"""What int8 costs each layer of an artifact, as a table, a page and JSON: `niwaki export --sensitivity`."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from niwaki.cli.screen import Answer, Out, percent, table
-from niwaki.cli.values import natural, positive
+from niwaki.cli import rungs
+from niwaki.cli.screen import Answer, percent, table
+from niwaki.errors import ModelError
 
+if TYPE_CHECKING:
+    from niwaki.artifact import Artifact, Builder
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    arg = parser.add_argument
-    arg("artifact", metavar="ARTIFACT", help="a NAME.niwaki folder")
-    arg("--data", required=True, metavar="DATA", help="its train split calibrates, its val split is measured")
-    arg("--by", choices=("layer", "block"), default="layer", help="what is rounded alone (default layer)")
-    arg("--images", type=positive, default=256, metavar="N", help="images of val (default 256)")
-    arg("--few", type=positive, default=16, metavar="N", help="images of the cheap figure (default 16)")
-    arg("--out", metavar="FOLDER", help="where sensitivity.html and .json go (default: beside the artifact)")
-    arg("--builder", metavar="FILE:FUNCTION", help="runs it: what made a model of your own code")
-    arg("--seed", type=natural, default=0, metavar="N", help="seed of the choice of images (default 0)")
+FEW = 16
+"""Images of the cheap figure."""
 
 
-def run(args: argparse.Namespace, out: Out) -> Answer:
-    """Measure, write the page, print the table."""
-    from niwaki import data, nets, report
-    from niwaki.artifact import Artifact
-    from niwaki.cli import rungs
+def measure(artifact: Artifact, args: argparse.Namespace, builder: Builder | None) -> Answer:
+    """The sensitivity of each layer or block, on images of the val split of --data.
+
+    Raises:
+        ModelError: there is no --data. [export-calib]
+    """
+    if not args.data:
+        raise ModelError(
+            "export: --sensitivity got no images to measure on. Give --data DATA, with a train and val split.",
+            code="export-calib",
+        )
+    from niwaki import data, report
     from niwaki.search import recipes
 
-    artifact = Artifact.open(args.artifact)
     held = data.read(args.data, seed=args.seed)
     val = held.val.take(args.images, seed=args.seed) if len(held.val) > args.images else held.val
-    counts = {"classes": len(artifact.task.classes), "channels": artifact.spec.channels}
-    builder = (lambda: nets.build_user(args.builder, **counts)) if args.builder else None
     found = recipes.sensitivities(
         artifact.model(builder),
         spec=artifact.spec,
         task=artifact.task,
         calib=rungs.images(held.train, artifact, seed=args.seed),
-        images=rungs.images(val, artifact, count=args.images),
+        images=val.batch(range(len(val)), artifact.spec),
         targets=val.targets(range(len(val)), artifact.spec),
-        by=args.by,
-        few=args.few,
+        by=args.sensitivity,
+        few=FEW,
     )
     found["name"] = artifact.path.stem
     page = report.sensitivity(found, args.out or artifact.path.resolve().parent)

@@ -41,7 +41,7 @@ def _header(found: Mapping[str, Any]) -> str:
         f"order by each layer's own output: <b>{rank['own output']:.2f}</b>",
     ]
     return (
-        f'<header><p class="kicker">niwaki sensitivity</p><h1>{escape(str(found["name"]))}</h1>'
+        f'<header><p class="kicker">niwaki export --sensitivity</p><h1>{escape(str(found["name"]))}</h1>'
         f'<p class="headline">{escape(says)}</p><p class="facts">{" · ".join(facts)}</p></header>'
     )
 
