@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from niwaki import files, runtimes, sealed
+from niwaki import files, runtimes, sealed, timing
 from niwaki import manifest as manifests
 from niwaki.errors import ArtifactError, ModelError, UnsafeArtifact
 from niwaki.lazy import require
 from niwaki.manifest import ALLOWED, GRAPH, MANIFEST, WEIGHTS
+from niwaki.qdq import processors
 from niwaki.spec import Spec
 from niwaki.tasks import Task
 
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 
     from niwaki.qdq.recipe import Recipe
 
-_BY_NAME = re.compile(r"(timm|niwaki):[A-Za-z0-9_.-]+")
+FEW = 16
+"""Calibration images on which it is emulated what CPUs without VNNI make of an int8 file."""
+_BY_NAME = re.compile(r"(timm|niwaki|smp|torchvision):[A-Za-z0-9_.-]+")
 
 Builder = Callable[[], "nn.Module"]
 
@@ -203,6 +206,9 @@ class Artifact:
             contents = {one: (Path(folder) / Path(one).name).read_bytes() for one in names}
             size = sum(map(len, contents.values()))
             entry = {"file": name, "bytes": size, "parity": found.to_json()}
+            if hasattr(made, "facts"):
+                few = None if calib is None else calib[:FEW]
+                entry |= made.facts(file, precision=precision, images=few)
             if recipe is not None:
                 entry["recipe"] = recipe.to_json()
             if made.PARTS:
@@ -233,7 +239,10 @@ class Artifact:
                 f"{wanted}.",
                 code="artifact-export",
             )
-        session = made.open(self.path / held[wanted]["file"], threads=threads)
+        mode = {}
+        if runtime == "onnx" and wanted == "int8":
+            mode["exact"] = not processors.safe(held[wanted], timing.isa())
+        session = made.open(self.path / held[wanted]["file"], threads=threads, **mode)
         got = (*session.size_hw, session.channels, *session.answer)
         if got != (*self.spec.size_hw, self.spec.channels, *self.task.shape(self.spec.size_hw)):
             raise ArtifactError(

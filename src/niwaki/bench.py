@@ -10,6 +10,7 @@ import numpy as np
 
 from niwaki import timing
 from niwaki.artifact import Artifact
+from niwaki.qdq import processors
 
 
 def compare(
@@ -30,7 +31,8 @@ def compare(
             `calls_per_sample` calls.
     Returns:
         `ratio` {"median", "low", "high"} of A/B (below 1: A is faster), `ms` {"a", "b"} (medians),
-        `p90` {"a", "b"}, `precision` {"a", "b"}, `verdict` (a sentence), `threads`, `cpu`, `isa`.
+        `p90` {"a", "b"}, `precision` {"a", "b"}, `verdict` (a sentence), `threads`, `cpu`, `isa`, and
+        `warnings`: where an int8 file is not safe for this CPU's instruction sets.
     Raises:
         ArtifactError, RuntimeFailed: one of them cannot be opened or run.
     """
@@ -47,7 +49,29 @@ def compare(
         "threads": threads,
         "cpu": timing.cpu(),
         "isa": timing.isa(),
+        "warnings": [line for one in opened.values() for line in warnings(one)],
     }
+
+
+def warnings(artifact: Artifact, *, isa: list[str] | None = None) -> list[str]:
+    """What this CPU does otherwise than the artifact's int8 file says, a line each; [] where nothing.
+
+    Args:
+        isa: another CPU's instruction sets, as `timing.isa` names them.
+    """
+    entry = artifact.exports.get("onnx", {}).get("int8")
+    if entry is None or processors.safe(entry, timing.isa() if isa is None else isa):
+        return []
+    here = processors.kind(timing.isa() if isa is None else isa)
+    told = entry.get("instruction_sets")
+    if here != "pairs" or not isinstance(told, dict):
+        return []
+    kept = told.get("agreement")
+    share = f" ({100 * kept:.1f} % of predictions would stay)" if isinstance(kept, float) else ""
+    return [
+        f"{artifact.path.name}: int8 saturates on this CPU, which has no VNNI{share}. It runs in ONNX "
+        "Runtime's exact mode, which is slower; weights of 7 bits are safe and fast (docs/instruction-sets.md)."
+    ]
 
 
 def verdict(ratio: dict[str, float]) -> str:

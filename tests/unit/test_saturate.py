@@ -16,7 +16,7 @@ from tests.unit.test_quantize import WIDE, Mobile, images, rounded, settled
 
 from niwaki import timing
 from niwaki.nets.cifar import CifarResNet
-from niwaki.qdq import saturate
+from niwaki.qdq import processors, saturate
 from niwaki.runtimes import onnx_export
 from niwaki.tasks import Classify
 
@@ -141,7 +141,7 @@ def test_convolutions_equal_plain_whole_numbers_and_onnx_runtime(shape: Any, kno
     exact = saturate.emulator(proto, saturates=False)(some)
     assert not np.array_equal(got, exact) and not saturate.safe(proto)
     session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    here = saturate.kind(timing.isa()) == "pairs"
+    here = processors.kind(timing.isa()) == "pairs"
     assert np.array_equal(session.run(None, {"image": some})[0], got if here else exact)
 
 
@@ -163,7 +163,7 @@ def test_whole_networks_equal_onnx_runtime_to_the_bit(tmp_path: Path, build: Any
     proto = exported(rounded(settled(build(), WIDE), WIDE), path)
     some = images(WIDE, 8)
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    saturates = saturate.kind(timing.isa()) == "pairs"
+    saturates = processors.kind(timing.isa()) == "pairs"
     found = saturate.emulator(proto, saturates=saturates)(some)
     assert np.array_equal(found, session.run(None, {"image": some})[0])
 
@@ -191,4 +191,21 @@ def test_seven_bits_are_safe_and_eight_are_not(tmp_path: Path) -> None:
     ],
 )
 def test_kinds_of_cpus(isa: list[str], wanted: str) -> None:
-    assert saturate.kind(isa) == wanted
+    assert processors.kind(isa) == wanted
+
+
+def test_artifact_tells_for_which_cpus_its_int8_is_safe(tmp_path: Path) -> None:
+    from niwaki import bench
+    from niwaki.artifact import Artifact
+
+    model = settled(CifarResNet(1, classes=3), WIDE)
+    for bits, safe in ((8, False), (7, True)):
+        net = rounded(model, WIDE, bits=bits)
+        saved = Artifact.save(tmp_path / f"{bits}.niwaki", net, spec=WIDE, task=TASK)
+        saved.export(precision="int8")
+        told = Artifact.open(saved.path).exports["onnx"]["int8"]["instruction_sets"]
+        assert told["safe_for"] == ["vnni", "arm", *(["pairs"] if safe else [])]
+        lines = bench.warnings(saved, isa=["avx2"])
+        assert not lines if safe else "8.niwaki: int8 saturates on this CPU" in lines[0]
+        assert bench.warnings(saved, isa=["avx2", "avx_vnni"]) == bench.warnings(saved, isa=["asimd"]) == []
+        assert saved.session(precision="int8")(images(WIDE, 2)).shape == (2, 3)

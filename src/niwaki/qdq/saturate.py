@@ -6,7 +6,6 @@ Runtime's kernels (MLAS) pair along K from its start: of a matrix product its in
 kernel position by kernel position, all channels of the group at each. Depthwise convolutions extend to 32 bits
 before they multiply, and never saturate; neither do CPUs with VNNI or ARM's.
 
-    kind(isa)                  "vnni", "arm", or "pairs" where products saturate
     safe(proto)                nothing can saturate, whatever the images: by the weights alone
     emulator(proto)(images)    the probabilities that ONNX Runtime gives on such a CPU
     safe_for(proto, images)    the kinds of CPUs that compute what the file says, for a manifest
@@ -18,7 +17,7 @@ Source: MLAS in ONNX Runtime (MIT): QgemmU8S8KernelAvx2.S, ConvSymKernelAvx2.S, 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,8 @@ import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
+from niwaki.qdq.processors import KINDS
+
 Ints = npt.NDArray[np.int32]
 Array = npt.NDArray[Any]
 
@@ -36,26 +37,10 @@ LOW, HIGH = -(2**15), 2**15 - 1
 MOVED = 1e-3
 """Mean share of probability that saturation may move in a file that is taken for safe."""
 Predictor = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-KINDS = ("vnni", "arm", "pairs")
-"""Kinds of CPUs: exact u8·s8 products on x86, on ARM, and x86 whose sums of pairs saturate."""
-EXACT = {
-    "avx_vnni": "vnni",
-    "avx512_vnni": "vnni",
-    "amx_int8": "vnni",
-    "asimd": "arm",
-    "aarch64": "arm",
-    "arm64": "arm",
-}
-"""Names of instruction sets that add products exactly, as `timing.isa` spells them."""
-
-
-def kind(isa: Collection[str]) -> str:
-    """Which of `KINDS` a CPU is, by the names that `timing.isa` gives."""
-    return next((EXACT[name] for name in EXACT if name in isa), "pairs")
 
 
 def products(a: npt.NDArray[np.uint8], b: npt.NDArray[np.int8], *, saturates: bool = True) -> Ints:
-    """The product of u8 `[M, K]` and s8 `[K, O]`, int32 `[M, O]`, each pair of neighbours along K cut at 16 bits."""
+    """The product of u8 `[M, K]` and s8 `[K, O]`, int32 `[M, O]`, neighbours in K cut at 16 bits in pairs."""
     odd = a.shape[1] % 2  # the kernels fill K up with zeros
     a, b = np.pad(a, ((0, 0), (0, odd))), np.pad(b, ((0, odd), (0, 0)))
     exact = (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)  # whole numbers below 2^53
@@ -135,14 +120,20 @@ def safe_for(proto: Any, images: npt.NDArray[np.uint8] | None = None) -> dict[st
 
 def _optimised(proto: Any) -> Any:
     """The graph that ONNX Runtime makes of a file, channels first, as its extended optimisations leave it."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.log_severity_level = 4
+    options = _options(ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
         options.optimized_model_filepath = str(path)
         ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return onnx.load(path)
+
+
+def _options(level: Any) -> Any:
+    """One thread a session: there is one for each node, and idle threads take the core from each other."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level, options.log_severity_level = level, 4
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return options
 
 
 class _Graph:
@@ -203,9 +194,7 @@ class _Graph:
         held = [numpy_helper.from_array(self.constants[name], name) for name in read if name in self.constants]
         made = [onnx.ValueInfoProto(name=name) for name in node.output]
         whole = helper.make_graph([node], "one", given, made, held)
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 4
+        options = _options(ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
         one = helper.make_model(whole, opset_imports=self.proto.opset_import, ir_version=self.proto.ir_version)
         return ort.InferenceSession(one.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
@@ -286,7 +275,7 @@ def _gemm(graph: _Graph, node: Any, values: dict[str, Array], saturates: bool) -
     total = _total(graph, node, a, int(a_zero), saturates) + (values[names[0]] if names[0] else 0)
     scale = np.float32(_attribute(node, "alpha", 1.0)) * a_scale * np.atleast_1d(b_scale)
     if not names[1]:
-        return total.astype(np.float32) * scale.astype(np.float32)
+        return np.asarray(total.astype(np.float32) * scale.astype(np.float32))
     return _requantized(total, scale / values[names[1]], int(values[names[2]]))
 
 
@@ -302,7 +291,7 @@ def _matmul_to_float(graph: _Graph, node: Any, values: dict[str, Array], saturat
     names = [*node.input, "", "", ""]
     a, a_scale, b_scale = (values[names[place]] for place in (0, 2, 3))
     total = _total(graph, node, a, int(values[names[4]]) if names[4] else 0, saturates)
-    out = total.astype(np.float32) * (a_scale * np.atleast_1d(b_scale)).astype(np.float32)
+    out: Array = total.astype(np.float32) * (a_scale * np.atleast_1d(b_scale)).astype(np.float32)
     return out + values[names[6]] if names[6] else out
 
 
@@ -310,7 +299,8 @@ def _total(graph: _Graph, node: Any, a: Array, zero: int, saturates: bool) -> In
     (matrix,) = graph.matrices(node)
     flat = a.reshape(-1, a.shape[-1])
     total = products(np.pad(flat, ((0, 0), (0, len(matrix) - flat.shape[1]))), matrix, saturates=saturates)
-    return (total - zero * matrix.sum(0, dtype=np.int32)).reshape(*a.shape[:-1], -1)
+    whole: Ints = (total - zero * matrix.sum(0, dtype=np.int32)).reshape(*a.shape[:-1], -1)
+    return whole
 
 
 _LAYERS: dict[str, Callable[[_Graph, Any, dict[str, Array], bool], Array]] = {

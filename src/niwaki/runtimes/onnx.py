@@ -39,11 +39,13 @@ ort.disable_telemetry_events()
 ort.set_default_logger_severity(4)  # errors arrive as exceptions; its log would only repeat them
 
 
-def open(path: str | Path, *, threads: int = 1) -> Session:
+def open(path: str | Path, *, threads: int = 1, exact: bool = True) -> Session:
     """A predictor that runs an exported file on the CPU; no torch needed.
 
     Args:
         threads: cores ONNX Runtime may use for one call.
+        exact: on an x86 CPU without VNNI, int8 products are added in kernels that never saturate, which are
+            slower. False is for files that cannot saturate (docs/instruction-sets.md).
     Raises:
         RuntimeFailed: it cannot be read, ONNX Runtime refuses it, or its inputs and outputs are
             not those that niwaki exports. [runtime-missing, runtime-refused, runtime-signature]
@@ -54,6 +56,7 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4
+    options.add_session_config_entry("session.x64quantprecision", "1" if exact else "0")
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
@@ -65,6 +68,21 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
         return session.run([OUTPUT], {INPUT: images})[0]
 
     return Session(run, shape=shape, **of_answer(session.get_outputs()[0].shape[1:]), name="ONNX Runtime")
+
+
+def facts(path: Path, *, precision: str, images: npt.NDArray[np.uint8] | None) -> dict[str, Any]:
+    """What a manifest says of a file beside its size: which CPUs an int8 one is safe for. Needs onnx.
+
+    Args:
+        images: uint8 `[N, H, W, C]` on which saturation is emulated where the weights do not rule it out.
+    """
+    if precision != "int8":
+        return {}
+    import onnx
+
+    from niwaki.qdq import saturate
+
+    return {"instruction_sets": saturate.safe_for(onnx.load(path), images)}
 
 
 def export(

@@ -1,0 +1,26 @@
+"""Kinds of CPUs, by how they add products of u8 and s8. Imports nothing: all that runs a file asks here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+KINDS = ("vnni", "arm", "pairs")
+"""Exact products on x86, on ARM; and x86 without VNNI, where pairs of products saturate at 16 bits."""
+EXACT = {
+    **dict.fromkeys(("avx_vnni", "avx512_vnni", "amx_int8"), "vnni"),
+    **dict.fromkeys(("asimd", "aarch64", "arm64"), "arm"),
+}
+"""Names of instruction sets that add products exactly, as `timing.isa` spells them."""
+
+
+def kind(isa: Collection[str]) -> str:
+    """Which of `KINDS` a CPU is, by the names that `timing.isa` gives."""
+    return next((EXACT[name] for name in EXACT if name in isa), "pairs")
+
+
+def safe(entry: Mapping[str, Any], isa: Collection[str]) -> bool:
+    """Whether an export, as a manifest describes it, is safe on such a CPU; False where it is not told."""
+    told = entry.get("instruction_sets")
+    listed = told.get("safe_for") if isinstance(told, Mapping) else None
+    return isinstance(listed, list) and kind(isa) in listed
