@@ -21,7 +21,7 @@ from niwaki.quantize.graphs import Folded
 from niwaki.spec import Spec
 from niwaki.tasks import Task
 
-DEFAULTS: loop.Training = {"lr": 5e-4, "weight_decay": 0.0}
+DEFAULTS: loop.Training = {"lr": 5e-5, "weight_decay": 0.0}
 """Of the training's knobs, where none is given: a network that works already is moved a little."""
 
 
@@ -57,7 +57,7 @@ def qat(
         activation_bits: 8, or 32 for float activations.
         four: layers, or parts of the model by their path, whose weights get 4 bits.
         skip: layers, or parts, that stay float.
-        training: as in `train.fit`; here lr is 5e-4 and weight_decay 0 unless given.
+        training: as in `train.fit`; here lr is 5e-5 and weight_decay 0 unless given.
     Raises:
         PlanError: a knob is out of range, or names no layer; the model is quantized already.
             [train-knob, quantize-layer, quantize-model]

@@ -82,7 +82,8 @@ def quantize(proto: Any, spec: Spec) -> Any:
     onnx_rewrite.drop_unused(graph)
     _short_names(graph)
     if any(tensor.data_type == TensorProto.INT4 for tensor in graph.initializer):
-        return onnx.version_converter.convert_version(proto, INT4_OPSET)
+        proto = onnx.version_converter.convert_version(proto, INT4_OPSET)
+        del proto.graph.value_info[:]  # it writes the shape of every value
     return proto
 
 
