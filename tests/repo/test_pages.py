@@ -27,7 +27,14 @@ REQUIRED = (
     "docs/cli.md",
     "docs/status.md",
 )
-EXECUTED = ("README.md", "docs/quickstart.md", "docs/pruning.md", "docs/graph-results.md", "docs/recovery.md")
+EXECUTED = (
+    "README.md",
+    "docs/quickstart.md",
+    "docs/pruning.md",
+    "docs/graph-results.md",
+    "docs/recovery.md",
+    "docs/quantization.md",
+)
 
 
 @pytest.mark.parametrize("name", pages.PAGES)

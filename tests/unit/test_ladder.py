@@ -74,6 +74,12 @@ def test_rungs_that_do_not_help_are_left_out() -> None:
     assert found.rung == "learned rounding" and "on top of percentile, equalisation" in found.says()
 
 
+def test_a_calibration_that_was_replaced_is_not_named() -> None:
+    scores = {"min-max": 0.5, "percentile": 0.6, "entropy": 0.7, "bias": 0.3}
+    found = ladder.climb(steps(scores), reference=1.0, max_drop=0.0)
+    assert found.says() == "bias correction is enough (on top of entropy): it loses 0.00%"
+
+
 def test_no_rung_is_enough() -> None:
     found = ladder.climb(steps({"min-max": 0.4, "mse": 0.7}), reference=1.0, max_drop=0.1)
     assert (found.rung, found.held) == (None, False)

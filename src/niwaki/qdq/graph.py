@@ -130,6 +130,8 @@ def _joined(graph: Graph, chosen: list[Any]) -> list[Any]:
 
 
 def _better_float(graph: Graph, node: Any) -> bool:
+    if node.op_type == "MatMul" and node.input[0] in graph.constants:
+        return True  # a matrix of means (adaptive pooling): kernels take scales by row on the right only
     if node.op_type not in ("Add", "Mul"):
         return False
     if any(np.prod(graph.constants[name].dims) > 1 for name in node.input if name in graph.constants):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from niwaki.qdq.recipe import Recipe
+from niwaki.qdq.recipe import CALIBRATIONS, Recipe
 
 SLACK = 1e-9
 FLOAT = "float layers"
@@ -84,7 +84,12 @@ class Climbed:
         """One sentence: the rung that was enough, or that none was."""
         if self.held:
             kept = [step.rung for step in self.steps if step.kept and step.rung != self.rung]
-            built = [name for name in dict.fromkeys(kept) if name != "min-max"]
+            gone = {
+                name
+                for name in CALIBRATIONS
+                if name in ("min-max", self.rung) or name != self.recipe.calibration
+            }
+            built = [name for name in dict.fromkeys(kept) if name not in gone]
             on = f" (on top of {', '.join(built)})" if built else ""
             return f"{self.rung} is enough{on}: it loses {self.drop:.2%}"
         return f"no rung is enough: the best loses {self.drop:.2%}"
