@@ -21,7 +21,7 @@ from niwaki.evaluate import ImagesU8
 from niwaki.spec import Spec
 from niwaki.tasks import Task
 
-Ints = npt.NDArray[np.int64]
+Targets = npt.NDArray[np.integer]
 
 EPS, STEP, STEPS = 8, 2, 10
 """The usual bound and steps for natural images, in grey levels of 255."""
@@ -29,12 +29,12 @@ BATCH = 64
 
 
 def fgsm(
-    model: nn.Module, images: ImagesU8, labels: Ints, *, task: Task, spec: Spec, eps: int = EPS
+    model: nn.Module, images: ImagesU8, labels: Targets, *, task: Task, spec: Spec, eps: int = EPS
 ) -> ImagesU8:
     """The images uint8 `[B, H, W, C]` after one step of `eps` levels up the loss's gradient.
 
     Args:
-        labels: int64 `[B]`, the true ones.
+        labels: int64 `[B]`, the true ones; or masks `[B, H, W]`.
         eps: grey levels of 255 that each value may move, a whole number.
     Source: Goodfellow et al. 2015, arXiv:1412.6572, section 4: `x + eps * sign(grad L)`.
     """
@@ -51,7 +51,7 @@ def fgsm(
 def pgd(
     model: nn.Module,
     images: ImagesU8,
-    labels: Ints,
+    labels: Targets,
     *,
     task: Task,
     spec: Spec,
@@ -65,7 +65,7 @@ def pgd(
     Of all rounded iterates, FGSM's among them, each image's one of the greatest loss: never weaker than FGSM.
 
     Args:
-        labels: int64 `[B]`, the true ones.
+        labels: int64 `[B]`, the true ones; or masks `[B, H, W]`.
         eps, step: grey levels of 255: the bound, and the length of a step.
         seed: of the start, drawn for each image by its place.
     Source: Madry et al. 2018, arXiv:1706.06083, section 2.1.
@@ -103,7 +103,7 @@ class _Worst:
         self.images = torch.where(worse[:, None, None, None], images, self.images)
 
 
-def _loss(model: nn.Module, labels: Ints, task: Task, spec: Spec) -> Any:
+def _loss(model: nn.Module, labels: Targets, task: Task, spec: Spec) -> Any:
     """Pixels `[B, C, H, W]` in 0..255 to losses `[B]`; normalisation is part of what is attacked."""
     device = _device(model)
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (spec.mean, spec.std))

@@ -67,7 +67,7 @@ def measure(
     images = _images(artifact, data)
     reference, wanted = _reference(artifact, sessions, images, builder)
     given = {name: _answers(session, images) for name, session in sessions.items()}
-    true = None if data is None else data.targets(range(len(data)), artifact.spec)
+    true: Any = None if data is None else data.targets(range(len(data)), artifact.spec)
     taken = _timed(artifact, sessions, rounds)
     rows = {}
     for name in sessions:

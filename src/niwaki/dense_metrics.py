@@ -47,7 +47,8 @@ def iou(counts: npt.NDArray[np.number]) -> Floats:
 
 def dice(counts: npt.NDArray[np.number]) -> Floats:
     """Dice coefficients `[..., K]` of `sums`: 2 |A and B| / (|A| + |B|); nan where both are empty."""
-    return _share(2.0 * counts[..., 0, :], (counts[..., 1, :] + counts[..., 2, :]).astype(np.float64))
+    hits, predicted, true = (counts[..., i, :].astype(np.float64) for i in range(3))
+    return _share(2 * hits, predicted + true)
 
 
 def precision(counts: npt.NDArray[np.number]) -> Floats:
@@ -164,4 +165,6 @@ def _widened(bits: npt.NDArray[np.uint32], radius: int) -> npt.NDArray[np.uint32
 
 
 def _share(above: Floats, below: Floats) -> Floats:
-    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0)
+    out: Floats = np.full(np.shape(below), np.nan)
+    np.divide(above, below, out=out, where=below > 0)
+    return out

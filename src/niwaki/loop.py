@@ -477,10 +477,10 @@ def _augmented(
     """Images changed as the knobs say, and masks with them; labels stay."""
     if knobs.augment == "none":
         return images, target
-    draws = {"seed": knobs.seed, "epoch": epoch, "flip": knobs.flip}
+    draws: dict[str, Any] = {"seed": knobs.seed, "epoch": epoch, "flip": knobs.flip}
     if target.ndim == 3:
         alike = augment_masks.strong if knobs.augment == "strong" else augment_masks.weak
-        return alike(images, target.astype(np.uint8), index, **draws)
+        return alike(images, target, index, **draws)
     change = augment.strong if knobs.augment == "strong" else augment.weak
     return change(images, index, **draws), target
 

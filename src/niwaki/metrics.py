@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
-MAIN = ("accuracy", "miou")
+MAIN = ("accuracy", "miou", "ap50")
 """Names of tasks' main scores: what val chooses by and what `low` and `high` belong to."""
 
 
@@ -84,4 +84,5 @@ def confidence_gaps(
     sure = sure.astype(np.float64)
     # bins are open below and closed above, as in the paper: exactly 1/bins belongs to the first
     place = np.clip(np.ceil(sure * bins).astype(np.int64) - 1, 0, bins - 1)
-    return np.bincount(place, weights=right.astype(np.float64) - sure, minlength=bins)
+    gaps = np.bincount(place, weights=right.astype(np.float64) - sure, minlength=bins)
+    return gaps.astype(np.float64)

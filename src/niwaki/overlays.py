@@ -62,4 +62,4 @@ def side_by_side(image: ImageU8, true: Maps, predicted: Maps, *, count: int) -> 
 
 
 def _grey_or_colour(image: ImageU8) -> npt.NDArray[np.float32]:
-    return np.broadcast_to(image.astype(np.float32), (*image.shape[:2], 3))
+    return np.asarray(np.broadcast_to(image.astype(np.float32), (*image.shape[:2], 3)))

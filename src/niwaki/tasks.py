@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from niwaki import tally
 from niwaki.dense_metrics import IGNORE
+from niwaki.instances.task import Instances
 from niwaki.metrics import accuracy
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class Segment:
 
     def decode(self, probabilities: Floats) -> npt.NDArray[np.uint8]:
         """Class maps uint8 `[N, H, W]` of probabilities `[N, K, H, W]`: each pixel's best class."""
-        return probabilities.argmax(1).astype(np.uint8)
+        return np.asarray(probabilities.argmax(1), np.uint8)
 
     def to_json(self) -> dict[str, Any]:
         """What a manifest holds; `from_json` reads it back."""
@@ -163,5 +164,7 @@ class Segment:
         return cls(tuple(map(str, value["classes"])), int(value["ignore"]))
 
 
-Task = Classify | Segment
-TASKS: dict[str, type[Classify] | type[Segment]] = {task.kind: task for task in (Classify, Segment)}
+Task = Classify | Segment | Instances
+TASKS: dict[str, type[Classify] | type[Segment] | type[Instances]] = {
+    task.kind: task for task in (Classify, Segment, Instances)
+}

@@ -1,7 +1,7 @@
 """Weak and strong augmentation that moves an image and its mask alike; draws as in `augment`.
 
 Images are sampled bilinearly, masks take the nearest pixel, both with half-pixel centres; what comes from
-outside is mid-grey in the image and has no class in the mask. Numpy and Pillow only. Shape letters: B images, H
+outside is mid-grey in the image and has no class in the mask, -1 where it holds objects (int32). Numpy and Pillow only. Shape letters: B images, H
 W pixels, C channels.
 """
 
@@ -16,8 +16,8 @@ from PIL import Image
 from niwaki.data.augment import ImageU8, toned, uniforms
 from niwaki.dense_metrics import IGNORE
 
-MasksU8 = npt.NDArray[np.uint8]
-Pair = tuple[ImageU8, MasksU8]
+Masks = npt.NDArray[np.integer]
+Pair = tuple[ImageU8, Masks]
 
 _WEAK, _STRONG = (0.8, 1.25), (0.5, 2.0)  # scale: above 1 the image is enlarged and cropped
 _TURN = math.radians(10)
@@ -26,12 +26,13 @@ _DRAWS = 8
 
 
 def weak(
-    images: ImageU8, masks: MasksU8, index: npt.NDArray[np.integer], *, seed: int, epoch: int, flip: bool
+    images: ImageU8, masks: Masks, index: npt.NDArray[np.integer], *, seed: int, epoch: int, flip: bool
 ) -> Pair:
     """Images `[B, H, W, C]` and masks `[B, H, W]`: scaled 0.8..1.25 at a random place, half of them mirrored.
 
     Args:
-        images, masks: uint8, left as they are.
+        images: uint8, left as they are.
+        masks: classes uint8, or objects int32, left as they are.
         index: int `[B]`: each image's position in its data set.
         flip: mirror left-right half of them.
     """
@@ -40,7 +41,7 @@ def weak(
 
 
 def strong(
-    images: ImageU8, masks: MasksU8, index: npt.NDArray[np.integer], *, seed: int, epoch: int, flip: bool
+    images: ImageU8, masks: Masks, index: npt.NDArray[np.integer], *, seed: int, epoch: int, flip: bool
 ) -> Pair:
     """As `weak`, but scaled 0.5..2 and turned by up to 10 degrees; brightness, contrast and, in colour,
     saturation each times 0.7..1.3."""
@@ -51,7 +52,7 @@ def strong(
 
 def _moved(
     images: ImageU8,
-    masks: MasksU8,
+    masks: Masks,
     draws: npt.NDArray[np.float64],
     *,
     span: tuple[float, float],
@@ -60,6 +61,7 @@ def _moved(
 ) -> Pair:
     out, classes = np.empty_like(images), np.empty_like(masks)
     size = (images.shape[2], images.shape[1])
+    outside = IGNORE if masks.dtype == np.uint8 else -1
     for i, row in enumerate(draws.tolist()):
         scale = span[0] * (span[1] / span[0]) ** row[0]
         matrix = _matrix(size, scale, turn * (2 * row[4] - 1), row[1], row[2], mirror=flip and row[3] < 0.5)
@@ -69,7 +71,7 @@ def _moved(
             size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill
         )
         mask = Image.fromarray(masks[i]).transform(
-            size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=IGNORE
+            size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=outside
         )
         out[i] = np.asarray(image).reshape(images.shape[1:])
         classes[i] = np.asarray(mask)

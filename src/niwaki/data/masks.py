@@ -64,7 +64,8 @@ class Mask:
         place = np.searchsorted(keys, stored.astype(keys.dtype)).clip(0, len(keys) - 1)
         if len(unknown := np.unique(stored[keys[place] != stored])):
             raise unknown_values(self.name, unknown.tolist(), colours=self.colours)
-        return np.array([self.coding[int(key)] for key in keys], np.uint8)[place]
+        table = np.array([self.coding[int(key)] for key in keys], np.uint8)
+        return np.asarray(table[place])
 
 
 def values(source: Path | bytes | Outlines, name: str, *, colours: bool) -> Values:
@@ -118,7 +119,7 @@ def inside(polygon: Sequence[float], size_hw: tuple[int, int]) -> npt.NDArray[np
         if len(rows):
             at = x0 + (centres[rows] - y0) / (y1 - y0) * (x1 - x0)
             np.add.at(crossed, (rows, np.clip(np.ceil(at - 0.5), 0, width).astype(np.int64)), 1)
-    return crossed.cumsum(1)[:, :-1] % 2 == 1
+    return np.asarray(crossed.cumsum(1)[:, :-1] % 2 == 1)
 
 
 def unknown_values(name: str, found: Sequence[int], *, colours: bool) -> DataError:
@@ -132,12 +133,12 @@ def unknown_values(name: str, found: Sequence[int], *, colours: bool) -> DataErr
     )
 
 
-def resized(mask: MaskU8, size_hw: tuple[int, int]) -> MaskU8:
-    """A class map `[h, w]` as `[H, W]`, each pixel that of the nearest centre."""
+def resized(mask: Values, size_hw: tuple[int, int]) -> Values:
+    """A map of classes or objects `[h, w]` as `[H, W]`, each pixel that of the nearest centre."""
     if mask.shape == tuple(size_hw):
         return mask
     height, width = size_hw
-    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST), np.uint8)
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST), mask.dtype)
 
 
 def pixel_counts(mask: MaskU8, classes: int) -> npt.NDArray[np.int64]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from niwaki import images
 from niwaki.data.masks import Mask, resized
 from niwaki.spec import Spec
-from niwaki.tasks import Classify, Segment, Task
+from niwaki.tasks import Classify, Instances, Segment, Task
 
 ImageU8 = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -52,13 +52,15 @@ class Samples:
         masks: for each image where its mask is: what `data.masks.Mask` reads, or pixels u8 `[h, w]`; None where
             images have labels.
         counts: pixels of each class in each mask, int64 `[N, K]`; None without masks.
+        objects: masks tell objects apart: numbers, not classes; int32.
     """
 
     sources: Sequence[Path | bytes | ImageU8] | ImageU8
     names: tuple[str, ...]
     labels: Ints
-    masks: Sequence[Mask | ImageU8] | None = None
+    masks: Sequence[Mask | npt.NDArray[np.integer]] | None = None
     counts: Ints | None = None
+    objects: bool = False
     _cache: dict[tuple[int, ...], _Cache] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -91,7 +93,8 @@ class Samples:
 
     def targets(self, index: Sequence[int] | Ints, spec: Spec) -> npt.NDArray[np.integer]:
         """What is true of the images at these positions: labels int64 `[B]`, or masks uint8 `[B, H, W]`, whose
-        pixels are positions in `DataSet.classes` or 255 for none, resized by the nearest pixel.
+        pixels are positions in `DataSet.classes` or 255 for none, or of objects int32 numbers; resized by the
+        nearest pixel.
 
         Raises:
             DataError: a mask has become unreadable since the set was read. [image-*, mask-*]
@@ -101,9 +104,9 @@ class Samples:
             return self.labels[rows]
         shape = spec.size_hw
         if shape not in self._cache:
-            self._cache[shape] = _Cache(len(self), shape)
+            self._cache[shape] = _Cache(len(self), shape, np.int32 if self.objects else np.uint8)
         cache = self._cache[shape]
-        batch = np.empty((len(rows), *shape), dtype=np.uint8)
+        batch = np.empty((len(rows), *shape), cache.store.dtype)
         for place, row in enumerate(rows.tolist()):
             if not cache.holds(row):
                 mask = self.masks[row]
@@ -144,6 +147,7 @@ class Samples:
             labels=self.labels[rows],
             masks=None if self.masks is None else [self.masks[row] for row in rows],
             counts=None if self.counts is None else self.counts[rows],
+            objects=self.objects,
         )
 
 
@@ -170,7 +174,9 @@ class DataSet:
 
     @property
     def task(self) -> Task:
-        """What a model of this set's classes answers: a label an image, or a class a pixel."""
+        """What a model of this set's classes answers: a label an image, a class a pixel, or objects."""
+        if self.train.objects:
+            return Instances(self.classes)
         return Classify(self.classes) if self.train.masks is None else Segment(self.classes)
 
     def splits_json(self) -> dict[str, Any]:
@@ -187,15 +193,17 @@ class DataSet:
 class _Cache:
     """Resized images by position, as far as `CACHE_BYTES` reach."""
 
-    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
-        rows = min(count, CACHE_BYTES // int(np.prod(shape)))
-        self.store = np.empty((rows, *shape), dtype=np.uint8)  # the system gives pages when written
+    def __init__(
+        self, count: int, shape: tuple[int, ...], kind: type[np.uint8] | type[np.int32] = np.uint8
+    ) -> None:
+        rows = min(count, CACHE_BYTES // (int(np.prod(shape)) * np.dtype(kind).itemsize))
+        self.store: npt.NDArray[Any] = np.empty((rows, *shape), dtype=kind)  # the system gives pages when written
         self._filled = np.zeros(rows, dtype=bool)
 
     def holds(self, row: int) -> bool:
         return row < len(self._filled) and bool(self._filled[row])
 
-    def keep(self, row: int, image: ImageU8) -> None:
+    def keep(self, row: int, image: npt.NDArray[Any]) -> None:
         if row < len(self._filled):
             self.store[row] = image
             self._filled[row] = True  # after the pixels: another thread may look in between

@@ -108,7 +108,7 @@ def explore(
         _budget(budget, cost)
     read = data.read(source, seed=seed, val=val)
     spec = works.choose_spec(str(source), read, size)
-    model = works.choose_model(spec) if model is None else model
+    model = works.choose_model(spec, read.task) if model is None else model
     usual = EPOCHS.get(str(source), USUAL)[0]
     asked = Asked(
         source=Path(source).name, by=way, model=works.model_name(model), space=_plain(given), trials=trials,

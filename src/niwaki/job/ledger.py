@@ -134,11 +134,7 @@ class _Exam:
     def _attacks(self, name: str) -> dict[str, evaluate.ImagesU8]:
         """The images made against a float stage, once."""
         if name not in self.made:
-            images, labels, model = (
-                self._images(self.struck),
-                self._targets(self.struck),
-                self._module(name),
-            )
+            images, labels, model = self._images(self.struck), self._targets(self.struck), self._module(name)
             task, spec, seed = self.work.task, self.work.spec, self.work.arguments.seed
             self.made[name] = {
                 "fgsm": attack.fgsm(model, images, labels, task=task, spec=spec),

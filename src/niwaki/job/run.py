@@ -49,9 +49,11 @@ def fit(
     `torchrun` all processes train, and the first does the rest.
 
     Args:
-        source: what `data.read` takes: a folder, zip, .npz or manifest; `digits` or `cifar10`.
-        model: `timm:NAME`, `niwaki:NAME`, `file.py:function`, a function `(classes=, channels=)`,
-            or an `nn.Module`. Default: `niwaki:small` below 64 pixels, else `timm:resnet18`.
+        source: what `data.read` takes: a folder (of classes, or of images with masks), zip, .npz or manifest;
+            `digits`, `cifar10` or `camvid`.
+        model: `timm:NAME`, `niwaki:NAME`, `smp:unet-ENCODER`, `file.py:function`, a function
+            `(classes=, channels=)`, or an `nn.Module`. Default: `niwaki:small` below 64 pixels, else
+            `timm:resnet18`; of masks `niwaki:fast_scnn`.
         budget: `latency=50%`, `latency=4ms`, `macs=40%`, `params=1.2M`, `size=3MB`; a share is what remains.
         val: share of the images that chooses, where the data names no split for it.
         max_drop: val accuracy that may be lost, 0..1.
@@ -66,7 +68,7 @@ def fit(
         ledger: test images that the behaviour ledger corrupts, half of which it attacks; 0: no ledger.
         show: called with each training step's `loop.Progress`.
     Returns:
-        `artifact`, `baseline` (paths); `scores` {stage: {val, test: {accuracy, low, high}}};
+        `artifact`, `baseline` (paths); `scores` {stage: {val, test: {accuracy or miou, low, high}}};
         `cost` {stage: {macs, params, bytes, ms}}; `budget` {asked, got, met}; `default`,
         `flipped`, `drop`, `proof_error`, `ledger`, `ladder` (of int8, where plain int8 lost too much),
         `points`, `notes`. Stages: baseline, pruned, distilled, int8, and unpruned int8 for comparison.
@@ -84,7 +86,7 @@ def fit(
     spec = works.choose_spec(str(source), read, size)
     epochs, recover = _epochs(source, epochs, recover_epochs)
     given = works.choose_plan(plan)
-    model = works.choose_model(spec) if model is None else model
+    model = works.choose_model(spec, read.task) if model is None else model
     arguments = Arguments(
         source=Path(source).name,
         model=works.model_name(model),
@@ -108,6 +110,7 @@ def fit(
             return _finished(done)
         with torch_threads(folder.run["threads"]):
             fresh, builder = works.builder_of(model, weights, arguments, read, spec)
+            works.check_output(fresh(), spec, read.task)
             work = Work(
                 arguments=arguments, folder=folder, data=read, spec=spec,
                 fresh=fresh, builder=builder, show=show,

@@ -16,7 +16,7 @@ import numpy as np
 
 from niwaki import files
 from niwaki.cost import Budget
-from niwaki.errors import PlanError
+from niwaki.errors import ModelError, PlanError
 from niwaki.job.folder import Folder
 from niwaki.plan import Plan, Step, default, knobs
 from niwaki.spec import Spec
@@ -31,6 +31,8 @@ CALIBRATION = 256
 """Training images that int8 is calibrated on."""
 SMALL = 64
 """Below this many pixels the default network is `niwaki:small`."""
+LARGE, STRIDE = 512, 32
+"""Images with masks are made so small, in such steps, where no size is asked for."""
 _PACKAGES = ("niwaki", "numpy", "onnx", "onnxruntime", "pillow", "safetensors", "timm", "torch")
 
 
@@ -95,7 +97,7 @@ class Work:
 
 def choose_spec(source: str, data: DataSet, size: int | tuple[int, int] | None) -> Spec:
     """What enters the model: the size asked for, else 16x16 for digits, 224 for photographs, small
-    images as they are."""
+    images as they are; images with masks keep their shape, up to 512 pixels and in steps of 32."""
     if size is not None:
         size_hw = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     elif source == "digits":
@@ -116,12 +118,40 @@ def _natural(data: DataSet) -> tuple[int, int]:
         image = source if isinstance(source, np.ndarray) else decode(source, channels=3)
         shapes.append((int(image.shape[0]), int(image.shape[1])))
     common = max(sorted(set(shapes)), key=shapes.count)
+    if data.task.dense:
+        shrink = min(1.0, LARGE / max(common))
+        height, width = (max(STRIDE, STRIDE * round(side * shrink / STRIDE)) for side in common)
+        return height, width
     return common if max(common) < SMALL else (224, 224)
 
 
-def choose_model(spec: Spec) -> str:
-    """The default network for images of that size."""
+def choose_model(spec: Spec, task: Task) -> str:
+    """The default network for images of that size, with labels or masks."""
+    if task.dense:
+        return "niwaki:fast_scnn"
     return "niwaki:small" if max(spec.size_hw) < SMALL else "timm:resnet18"
+
+
+def check_output(model: nn.Module, spec: Spec, task: Task) -> None:
+    """Nothing, when a model gives a class map where the data has masks.
+
+    Raises:
+        ModelError: it gives something else. [model-output]
+    """
+    import torch
+
+    if not task.dense:
+        return
+    with torch.no_grad():
+        found = copy.deepcopy(model).eval()(torch.from_numpy(spec.example(1)))
+    shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+    if not (isinstance(shape, tuple) and task.fits(shape)):
+        raise ModelError(
+            f"model: it gives {shape} for one image, and the data has masks: expected logits [1, "
+            f"{len(task.classes)}, "
+            "h, w]. Take a segmentation network, such as niwaki:fast_scnn or smp:unet-resnet18.",
+            code="model-output",
+        )
 
 
 def choose_plan(plan: str | Path | Plan | None) -> Plan:
@@ -220,8 +250,8 @@ def builder_of(
 
 
 def by_name(builder: str | None) -> bool:
-    """Whether an artifact may call this builder by its name: `timm:` and niwaki's own."""
-    return builder is not None and builder.partition(":")[0] in ("timm", "niwaki")
+    """Whether an artifact may call this builder by its name: niwaki's own and those of libraries."""
+    return builder is not None and builder.partition(":")[0] in ("timm", "niwaki", "smp", "torchvision")
 
 
 def contents(*paths: str | Path | None) -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""Networks by name: `timm:NAME`, niwaki's own `niwaki:NAME`, and a user's function. Needs torch.
+"""Networks by name: `timm:NAME`, niwaki's own `niwaki:NAME`, segmentation networks of libraries
+(`smp:unet-resnet18`, `torchvision:fcn_resnet50`), and a user's function. Needs torch.
 
 Only `build_user` imports a user's file; nothing read from an artifact gets there.
 """
@@ -16,6 +17,7 @@ from torch import nn
 
 from niwaki.errors import ModelError
 from niwaki.lazy import require
+from niwaki.nets import libraries
 from niwaki.nets.bisenet_v2 import bisenet_v2
 from niwaki.nets.cifar import resnet20, resnet32, resnet56
 from niwaki.nets.fast_scnn import fast_scnn
@@ -23,6 +25,7 @@ from niwaki.nets.lednet import lednet
 from niwaki.nets.light_context import light_context
 from niwaki.nets.sfnet import sfnet
 from niwaki.nets.small import small
+from niwaki.nets.star_unet import star_unet
 from niwaki.nets.weights import load_weights
 
 __all__ = ["BUILDERS", "SEGMENTATION", "build", "build_user", "load_weights"]
@@ -41,14 +44,21 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "resnet32": resnet32,
     "resnet56": resnet56,
     "small": small,
+    "star_unet": star_unet,
 }
+
+
+LIBRARIES: dict[str, Callable[..., nn.Module]] = {"smp": libraries.smp, "torchvision": libraries.torchvision}
+"""Segmentation networks of others, by the word before the colon."""
+FAMILIES = ("timm", "niwaki", *LIBRARIES)
 
 
 def build(name: str, *, classes: int, channels: int = 3, pretrained: bool = False) -> nn.Module:
     """A fresh model in training mode: images float `[B, C, H, W]` to logits `[B, classes]`.
 
     Args:
-        name: `timm:NAME` or `niwaki:NAME`, one of `BUILDERS`.
+        name: `timm:NAME`, `niwaki:NAME`, one of `BUILDERS`, `smp:ARCHITECTURE-ENCODER` or `torchvision:NAME`;
+            those of masks give logits `[B, classes, h, w]`.
         pretrained: start from the published weights (timm only; they are downloaded once).
     Raises:
         ModelError: no such model, no weights for it, or the download failed.
@@ -57,11 +67,17 @@ def build(name: str, *, classes: int, channels: int = 3, pretrained: bool = Fals
     family, _, rest = name.partition(":")
     if family == "timm" and rest:
         return _timm(rest, classes=classes, channels=channels, pretrained=pretrained)
+    if family in LIBRARIES and rest and not pretrained:
+        return LIBRARIES[family](rest, classes=classes, channels=channels)
+    if family in LIBRARIES and rest:
+        raise ModelError(
+            f"model: {name} starts from random weights here. Use --weights FILE.", code="model-pretrained"
+        )
     if family != "niwaki" or rest not in BUILDERS:
         known = [f"niwaki:{own}" for own in BUILDERS]
         raise ModelError(
             f"model: {name!r} is not known.{_nearest(name, known)} Expected timm:NAME, "
-            f"one of {', '.join(known)}, or file.py:function.",
+            f"smp:ARCHITECTURE-ENCODER, torchvision:NAME, one of {', '.join(known)}, or file.py:function.",
             code="model-unknown",
         )
     if pretrained:
