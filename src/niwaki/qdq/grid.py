@@ -38,12 +38,14 @@ class Grid:
     def numbers(self, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Values as whole numbers: rounded half to even, cut off at the ends."""
         scale, zero = self._shaped(values.ndim)
-        return np.clip(np.rint(values / scale).astype(np.int64) + zero, *self.ends)
+        found: npt.NDArray[np.int64] = np.clip(np.rint(values / scale).astype(np.int64) + zero, *self.ends)
+        return found
 
     def values(self, numbers: npt.NDArray[np.int64]) -> Floats:
         """What whole numbers stand for, float32."""
         scale, zero = self._shaped(numbers.ndim)
-        return ((numbers - zero) * scale).astype(np.float32)
+        found: Floats = ((numbers - zero) * scale).astype(np.float32)
+        return found
 
     def rounded(self, values: npt.NDArray[Any]) -> Floats:
         """Values after the way to whole numbers and back, float32."""

@@ -215,7 +215,9 @@ def _guard(proto: Any) -> None:
             value = node.input[0]
             if value not in guarded:
                 guarded[value] = f"{value}_float"
-                lowest = graphs.add_constant(proto, f"{value}_lowest", np.finfo(np.float32).min)
+                lowest = graphs.add_constant(
+                    proto, f"{value}_lowest", np.array(np.finfo(np.float32).min, np.float32)
+                )
                 out.append(onnx.helper.make_node("Max", [value, lowest], [guarded[value]], f"Max_{value}"))
             node.input[0] = guarded[value]
         out.append(node)

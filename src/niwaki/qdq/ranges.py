@@ -45,7 +45,8 @@ class Seen:
     @property
     def centres(self) -> npt.NDArray[np.float64]:
         """The middle of each bin."""
-        return self.low + (np.arange(BINS) + 0.5) * ((self.high - self.low) / BINS)
+        places = np.arange(BINS, dtype=np.float64) + 0.5
+        return self.low + places * ((self.high - self.low) / BINS)
 
 
 def collect(proto: Any, names: Sequence[str], images: ImagesU8, *, histograms: bool = True) -> dict[str, Seen]:

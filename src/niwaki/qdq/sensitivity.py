@@ -151,11 +151,10 @@ def costly(
         members |= {edge.maker for edge in around if edge.held}
         sets[tuple(sorted(members))] = None
     before = whole.run(images, whole.roundings(()))
-    left = {}
-    for members in sets:
-        after = whole.run(images, whole.roundings(names.difference(members)))
-        left[members] = divergence(before, after)
-    return sorted(left, key=lambda members: (left[members], len(members)))
+    left = {
+        some: divergence(before, whole.run(images, whole.roundings(names.difference(some)))) for some in sets
+    }
+    return sorted(left, key=lambda some: (left[some], len(some)))
 
 
 def divergence(before: Probabilities, after: Probabilities) -> float:

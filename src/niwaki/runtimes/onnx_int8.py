@@ -64,11 +64,11 @@ def prepare(proto: Any, spec: Spec) -> Prepared:
     cast = _reader(proto.graph, "Cast", transpose.output[0])
     normalise = _reader(proto.graph, "Conv", cast.output[0])
     onnx_widen.thin(proto.graph, whole=normalise.name)
+    name, scale, zero = cast.output[0], 1.0, 0
+    skip: tuple[str, ...] = (transpose.name,)
     if _alike(spec):
         name, scale, zero = normalise.output[0], 1 / (255 * spec.std[0]), round(255 * spec.mean[0])
         skip = (transpose.name, normalise.name)
-    else:
-        name, scale, zero, skip = cast.output[0], 1.0, 0, (transpose.name,)
     pixels = Grid(scale=np.array(scale, np.float32), zero=np.array(zero, np.int64))
     return Prepared(proto, {name: pixels}, transpose.output[0], _logits(proto.graph), skip)
 
