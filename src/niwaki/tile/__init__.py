@@ -8,6 +8,7 @@ from niwaki.tile.augment import together, turned
 from niwaki.tile.exact import field_of, prove, receptive_field, widest
 from niwaki.tile.receptive import Field
 from niwaki.tile.scene import Progress, Stats, predict
+from niwaki.tile.viewer import viewer
 
 __all__ = [
     "Field",
@@ -20,6 +21,7 @@ __all__ = [
     "receptive_field",
     "together",
     "turned",
+    "viewer",
     "widest",
 ]
 

@@ -18,6 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from niwaki.errors import RuntimeFailed
+from niwaki.lazy import require
 from niwaki.tile.raster import Geo
 from niwaki.tile.scratch import Raw
 
@@ -49,10 +51,12 @@ def write(
         palette: colours of classes, for one plane of uint8.
         memory: bytes that rows waiting to be compressed may take.
         big: BigTIFF; unless told, where the file may grow above 4 GB.
+    Raises:
+        RuntimeFailed: read back, it is none. [tile-invalid]
     """
     levels = _overviews(raw, nodata)
     if big is None:  # deflate adds less than a thousandth to what it cannot pack
-        big = sum(level.size for level in levels) * 1.002 + 1e6 > _CLASSIC_MOST
+        big = is_big(sum(level.size for level in levels))
     directories = [_tags(level, k, geo, nodata, palette, big=big) for k, level in enumerate(levels)]
     try:
         with path.open("wb") as file:
@@ -63,10 +67,42 @@ def write(
             for tags, place, after in zip(directories, places, [*places[1:], 0], strict=True):
                 file.seek(place)
                 file.write(_directory(tags, place, after, big))
+        if found := faults(path):
+            raise RuntimeFailed(
+                f"{path.name}: what was written is no Cloud-Optimised GeoTIFF: {found[0]}. Look at the disk, and "
+                "write it again.",
+                code="tile-invalid",
+            )
     finally:
         for level in levels[1:]:
             level.close()
             level.path.unlink(missing_ok=True)
+
+
+def is_big(size: int) -> bool:
+    """Whether so many bytes of pixels may come to more than a classic TIFF holds, whatever deflate does."""
+    return size * 1.002 + 1e6 > _CLASSIC_MOST
+
+
+def faults(path: Path) -> list[str]:
+    """What makes a file no Cloud-Optimised GeoTIFF: its tiles, overviews, and the order of its parts."""
+    tifffile = require("tifffile", extra="tiles")
+    found = []
+    with tifffile.TiffFile(path) as file:
+        pages = list(file.pages)
+        first = min(min(page.dataoffsets) for page in pages)
+        if any(page.offset > first for page in pages):
+            found.append("not all directories lie before the pixels")
+        for k, page in enumerate(pages):
+            if not page.is_tiled:
+                found.append(f"level {k} is not tiled")
+            if k and not (page.is_reduced and max(page.shape[-2:]) < max(pages[k - 1].shape[-2:])):
+                found.append(f"level {k} is no overview of the one before")
+            if k and min(pages[k - 1].dataoffsets) < max(page.dataoffsets):
+                found.append(f"the pixels of level {k - 1} lie before those of level {k}")
+        if max(pages[-1].shape[-2:]) > TILE:
+            found.append("no overview fits one tile")
+    return found
 
 
 def _overviews(raw: Raw, nodata: float | None) -> list[Raw]:

@@ -29,11 +29,12 @@ _SHOW = (
 )
 
 
-def open_tiff(path: Path, *, level: int = 0) -> Raster:
+def open_tiff(path: Path, *, level: int = 0, coloured: bool = True) -> Raster:
     """A TIFF's first image as a Raster.
 
     Args:
         level: of a pyramid, 0 being the full size.
+        coloured: numbers of a palette become its colours.
     Raises:
         DataError: it is damaged, or of a kind that is not read. [tile-corrupt, tile-format]
     """
@@ -46,7 +47,7 @@ def open_tiff(path: Path, *, level: int = 0) -> Raster:
                 raise DataError(
                     f"{name}: has {len(levels)} levels of size, asked for level {level}.", code="tile-format"
                 )
-            page = _Page(file, levels[level], path, name)
+            page = _Page(file, levels[level], path, name, coloured=coloured)
             geo = from_tags(file.pages[0].tags, scale=_scale(file.pages[0], levels[level]))
     except DataError:
         raise
@@ -82,7 +83,7 @@ def _scale(full: Any, page: Any) -> tuple[float, float]:
 class _Page:
     """What is needed of one page's tags to read its blocks."""
 
-    def __init__(self, file: Any, page: Any, path: Path, name: str) -> None:
+    def __init__(self, file: Any, page: Any, path: Path, name: str, *, coloured: bool) -> None:
         self.name = name
         self.height, self.width = int(page.imagelength), int(page.imagewidth)
         self.samples, self.planar = int(page.samplesperpixel), page.planarconfig == 2
@@ -100,7 +101,7 @@ class _Page:
         planes = self.samples if self.planar else 1
         if len(self.offsets) < self.across * self.down * planes:
             raise ValueError("fewer blocks than the image needs")
-        self.palette = page.colormap if self.photometric == _PALETTE else None
+        self.palette = page.colormap if coloured and self.photometric == _PALETTE else None
         self.dtype = np.dtype(np.uint8) if self.palette is not None else np.dtype(self.stored).newbyteorder("=")
         channels = 3 if self.palette is not None else self.samples
         self.shape = (self.height, self.width, channels)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from niwaki.errors import DataError
 from niwaki.images import printable
-from niwaki.tile import cog, png
+from niwaki.tile import cog, geojson, png
 from niwaki.tile.raster import Geo, Raster
 from niwaki.tile.scratch import Raw, Scratch, raw_bytes
 
@@ -89,6 +89,8 @@ def opened(
         yield _Array(sink)
         return
     path = Path(sink)
+    if path.suffix.lower() == ".geojson":
+        geojson.projection(raster.geo)  # told before hours are spent
     write = _maker(path, raster.geo, raster.nodata is not None, palette)
     finishing = 0 if path.suffix.lower() == ".npy" else int(raw_bytes(shape, dtype) * 5 / 3)
     scratch = Scratch(path, shape, dtype, identity=identity, finishing=finishing, resume=identity is not None)
@@ -173,8 +175,6 @@ def _maker(path: Path, geo: Geo | None, void: bool, palette: Palette) -> Callabl
         elif suffix == ".zarr":
             _zarr(raw, made, nodata)
         elif suffix == ".geojson":
-            from niwaki.tile import geojson
-
             geojson.write(raw, made, geo=geo, nodata=nodata)
         else:
             cog.write(raw, made, geo=geo, nodata=nodata, palette=palette, memory=memory)
