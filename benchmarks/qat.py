@@ -4,9 +4,9 @@
     NIWAKI_DATA=... python benchmarks/qat.py --images 50000 --epochs 6 --seeds 0 1 2
 
 Rows, each exported for ONNX Runtime and measured there on test images: int8 with the first scales (nothing
-trained), int8 by QAT; mixed 4- and 8-bit weights within --size of the int8 file, bits chosen by the noise of each
-layer: nothing trained, one-shot QAT, and stages with the same number of epochs in all. Agreement: share of test
-images on which the file and the fake-quantized torch model predict the same. Everything learns from the float
+trained), int8 by QAT; mixed 4- and 8-bit weights within --size of the int8 file, bits chosen by the noise of
+each layer: nothing trained, one-shot QAT, and stages with the same number of epochs in all. Agreement: share of
+test images on which the file and the fake-quantized torch model predict the same. Everything learns from the float
 network's outputs, last epoch. The checkpoint has seen all training images, so no score could choose anything;
 the learning rate (the step's default) was chosen of 2e-5, 5e-5, 1e-4, 2e-4 by the divergence from the float
 network's outputs on 1500 held-out images, after 2 epochs on 3000. Runs go on where they stopped, under --out.
@@ -132,7 +132,8 @@ def show(rows: list[dict[str, dict[str, float]]]) -> None:
         loss = mean(row["float"]["onnx"] - row[name]["onnx"] for row in rows)
         spread = stdev(onnx) if len(onnx) > 1 else float("nan")
         print(
-            f"{name:22s} {size / 1e3:7.1f} {size / base:8.3f} {torch_mean:7.2f} {mean(onnx):7.2f} {spread:5.2f}",
+            f"{name:22s} {size / 1e3:7.1f} {size / base:8.3f} {torch_mean:7.2f} {mean(onnx):7.2f}",
+            f"{spread:5.2f}",
             f"{loss:6.2f} {same:7.2f}   {[round(a, 2) for a in onnx]}",
         )
     gains = [row["mixed, stages"]["onnx"] - row["mixed, one-shot QAT"]["onnx"] for row in rows]
