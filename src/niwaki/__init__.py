@@ -15,6 +15,7 @@ _FROM = {
     "Budget": "niwaki.cost",
     "Classify": "niwaki.tasks",
     "Cost": "niwaki.cost",
+    "Instances": "niwaki.tasks",
     "NiwakiError": "niwaki.errors",
     "Plan": "niwaki.plan",
     "Segment": "niwaki.tasks",

@@ -115,8 +115,8 @@ class Segment:
     def head(self, output: Tensor, *, size_hw: tuple[int, int] | None = None) -> Tensor:
         """What is exported behind the model: logits `[B, K, h, w]` to probabilities float32 `[B, K, H, W]`.
 
-        Probabilities are what is interpolated, not logits: the softmax of a map an eighth as high and wide costs
-        a 64th, and at full size it would take longer than a small network.
+        Probabilities are what is interpolated, not logits: the softmax of a map an eighth as high and wide
+        costs a 64th, and at full size it would take longer than a small network.
 
         Args:
             size_hw: the images' height and width; None leaves the size as it is.
@@ -124,7 +124,7 @@ class Segment:
         return self.resized(output.float().softmax(dim=1), size_hw)
 
     def resized(self, output: Tensor, size_hw: tuple[int, int] | None) -> Tensor:
-        """Maps `[B, K, h, w]` at that size, bilinear with half-pixel centres; untouched where they have it already."""
+        """Maps `[B, K, h, w]` at that size, bilinear with half-pixel centres; untouched where they have it."""
         from torch.nn.functional import interpolate
 
         if size_hw is None or (output.shape[-2] == size_hw[0] and output.shape[-1] == size_hw[1]):

@@ -1,8 +1,8 @@
 """Weak and strong augmentation that moves an image and its mask alike; draws as in `augment`.
 
 Images are sampled bilinearly, masks take the nearest pixel, both with half-pixel centres; what comes from
-outside is mid-grey in the image and has no class in the mask, -1 where it holds objects (int32). Numpy and Pillow only. Shape letters: B images, H
-W pixels, C channels.
+outside is mid-grey in the image and has no class in the mask (-1 where it holds objects, int32). Numpy and
+Pillow only. Shape letters: B images, H W pixels, C channels.
 """
 
 from __future__ import annotations

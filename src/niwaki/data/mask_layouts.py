@@ -1,6 +1,7 @@
 """Layouts of data sets of images with masks, on disk or in an archive: which mask belongs to which image.
 
     images/1.jpg  masks/1.png                      splits are made; images/train/1.jpg, or train/images/1.jpg
+    images/1.jpg  instances/1.png                  the same, and masks tell objects apart
     train/1.png   trainannot/1.png                 CamVid as SegNet has it; val, valannot, test, testannot alike
     JPEGImages/1.jpg  SegmentationClass/1.png      Pascal VOC; splits from ImageSets/Segmentation/*.txt
     images/1.jpg  annotations.json                 COCO; or images/train/, annotations/instances_train.json
@@ -22,7 +23,7 @@ from niwaki.data.listing import SPLIT_NAMES
 from niwaki.data.masks import Outlines
 from niwaki.data.samples import Problem
 
-_IMAGES, _MASKS = ("images", "JPEGImages"), ("masks", "SegmentationClass", "labels", "annotations")
+_IMAGES, _MASKS = ("images", "JPEGImages"), ("masks", "SegmentationClass", "labels", "annotations", "instances")
 _ENDINGS = re.compile(r"(_L|_mask|_masks|_label|_labels|_gt|_seg)$")
 _CLASSES = ("classes.txt", "classes.csv", "class_dict.csv", "label_colors.txt")
 Parts = tuple[str, ...]
@@ -47,6 +48,7 @@ class Pairs:
     Args:
         classes: content of the classes file, None without one; or the names themselves (COCO's).
         camvid: masks have CamVid's eleven ids, whose names are known.
+        objects: masks tell objects apart.
     """
 
     pairs: list[Pair] = field(default_factory=list)
@@ -54,6 +56,7 @@ class Pairs:
     given: set[str] = field(default_factory=set)
     classes: bytes | tuple[str, ...] | None = None
     camvid: bool = False
+    objects: bool = False
 
 
 def pairs(tree: Tree, where: str) -> Pairs | None:
@@ -71,6 +74,7 @@ def pairs(tree: Tree, where: str) -> Pairs | None:
         found.camvid = True
     elif _pair_of_folders(tops) or any(_pair_of_folders(_below(tree, s)) for s in SPLIT_NAMES):
         found = _matched(_beside(tree), where)
+        found.objects = any("instances" in parts[:-1] for parts in tree.files)
     if found is None:
         return None
     found.problems = [*tree.problems, *found.problems]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,13 @@ from niwaki.errors import DataError
 
 MaskU8 = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.integer]
+
+
+class Readable(Protocol):
+    """One image's mask that is read when it is needed."""
+
+    def read(self) -> Values:
+        """Its classes uint8, or objects int32, `[h, w]`."""
 
 
 @dataclass(frozen=True, kw_only=True)

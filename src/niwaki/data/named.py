@@ -1,9 +1,12 @@
-"""Data sets with a name of their own: `digits`, `cifar10` and `camvid`."""
+"""Data sets with a name of their own: `digits`, `cifar10`, `camvid` and `dsb2018`."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +76,31 @@ def camvid() -> Pairs:
     return found
 
 
+def dsb2018() -> Pairs:
+    """Nuclei of the 2018 Data Science Bowl from `$NIWAKI_DATA/dsb2018`: images, labels and a list of splits.
+
+    Raises:
+        DataError: it is not there. [data-unset]
+    Source: Caicedo et al. 2019, "Nucleus segmentation across imaging experiments"; corrected by K. Lopuhin
+    (CC0).
+    """
+    root = os.environ.get("NIWAKI_DATA", "")
+    folder = Path(root) / "dsb2018"
+    found = pairs(walk(folder, "dsb2018"), "dsb2018") if root and (folder / "index.csv").is_file() else None
+    if found is None:
+        state = f"is {root!r} and has no dsb2018/index.csv" if root else "is not set"
+        raise DataError(
+            f"dsb2018: NIWAKI_DATA {state}. Set it to the folder that holds dsb2018/ with images, labels and "
+            "index.csv (columns file_stem, split).",
+            code="data-unset",
+        )
+    rows = csv.DictReader(io.StringIO(images.load(folder / "index.csv").decode()))
+    split = {row["file_stem"]: row["split"] for row in rows}
+    found.pairs = [replace(pair, split=split[Path(pair.name).stem]) for pair in found.pairs]
+    found.given, found.objects = set(split.values()), True
+    return found
+
+
 def _folder() -> Path:
     root = os.environ.get("NIWAKI_DATA", "")
     folder = Path(root) / "cifar10"
@@ -132,4 +160,9 @@ def _records(
     ]
 
 
-NAMED: dict[str, Callable[[], Listing | Pairs]] = {"camvid": camvid, "cifar10": cifar10, "digits": digits}
+NAMED: dict[str, Callable[[], Listing | Pairs]] = {
+    "camvid": camvid,
+    "cifar10": cifar10,
+    "digits": digits,
+    "dsb2018": dsb2018,
+}

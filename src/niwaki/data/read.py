@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from niwaki.data import archive, arrays, check, folder, mask_layouts, named, read_masks, table
+from niwaki.data import archive, arrays, check, folder, mask_layouts, named, objects, read_masks, table
 from niwaki.data.listing import Listing, Record
 from niwaki.data.mask_layouts import Pairs
 from niwaki.data.samples import DataSet, Problem, Samples
@@ -35,15 +35,17 @@ def read(
     val: float = 0.15,
     test: float = 0.15,
     splits: Mapping[str, Any] | None = None,
+    instances: bool = False,
 ) -> DataSet:
     """A data set: every image decoded once, split into train, val and test, its faults listed.
 
     Args:
         path: a folder of class folders (or of the splits train, val, test), a .zip of one, an .npz,
-            a .csv or .jsonl manifest, or the word "digits", "cifar10" or "camvid"; or a folder (or .zip) of
-            images with masks.
+            a .csv or .jsonl manifest, or the word "digits", "cifar10", "camvid" or "dsb2018"; or a folder (or
+            .zip) of images with masks.
         seed: of the splits that are made; given ones are kept.
         val, test: share of each class's images, 0..1, where that split is not given.
+        instances: masks hold a number for each object, not classes; a folder `instances/` always does.
         splits: what an earlier `DataSet.splits_json()` returned, to have the same splits again.
     Raises:
         DataError: it cannot be used as a whole. [data-*]
@@ -57,7 +59,10 @@ def read(
     listing = _listing(path)
     if isinstance(listing, Pairs):
         where = printable(str(path))
-        return read_masks.assemble(listing, where, seed=seed, val=val, test=test, stored=splits)
+        assemble = objects.assemble if instances or listing.objects else read_masks.assemble
+        return assemble(listing, where, seed=seed, val=val, test=test, stored=splits)
+    if instances:
+        raise DataError(f"{printable(str(path))}: has no masks, expected one for each image.", code="mask-none")
     return _assemble(listing, seed=seed, val=val, test=test, stored=splits)
 
 

@@ -22,7 +22,7 @@ _SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Seen:
+class Seen:
     """A pair that was looked through: how often each value is there, and a hash of its bytes."""
 
     pair: Pair
@@ -42,22 +42,22 @@ def assemble(
     coding = _known_coding(found, where)
     colours = coding is not None and coding.colours
     looked = in_threads(lambda pair: _look(pair, colours), found.pairs)
-    seen = [one for one in looked if isinstance(one, _Seen)]
+    seen = [one for one in looked if isinstance(one, Seen)]
     problems = [*found.problems, *(one for one in looked if isinstance(one, Problem))]
     if coding is None:
         coding = of_values({value for one in seen for value in one.found})
     seen, wrong = _coded(seen, coding)
     problems += wrong
     _check_any(seen, coding, where, problems)
-    split = _split(seen, found, where, seed=seed, val=val, test=test, stored=stored)
+    split = split_of(seen, found, where, seed=seed, val=val, test=test, stored=stored)
     counts = np.array([coding.counts(one.found) for one in seen], np.int64)
-    _check_splits(found, where, split, counts, coding, problems, asked={"val": val, "test": test})
+    check_splits(found, where, split, counts, coding, problems, asked={"val": val, "test": test})
     return DataSet(
         classes=coding.classes,
         **{name: _samples(name, seen, split, counts, coding) for name in _SPLITS},
         problems=tuple(problems),
-        warnings=tuple(_warnings(seen, split, counts, coding)),
-        fingerprint=_fingerprint(seen, split, coding),
+        warnings=tuple(warnings(seen, split, counts, coding)),
+        fingerprint=fingerprint(seen, split, coding),
         flip=True,
     )
 
@@ -71,7 +71,7 @@ def _known_coding(found: Pairs, where: str) -> Coding | None:
     return CAMVID if found.camvid else None
 
 
-def _look(pair: Pair, colours: bool) -> _Seen | Problem:
+def _look(pair: Pair, colours: bool) -> Seen | Problem:
     """An image and its mask decoded once, and let go again."""
     try:
         content = images.load(pair.image, name=pair.name)
@@ -80,15 +80,19 @@ def _look(pair: Pair, colours: bool) -> _Seen | Problem:
     except DataError as error:
         return Problem(path=pair.name, code=error.code, message=str(error))
     if stored.shape != (height, width):
-        message = (
-            f"{pair.mask_name}: the mask is {stored.shape[1]} x {stored.shape[0]} pixels, its image "
-            f"{pair.name} is "
-            f"{width} x {height}. Make them equal."
-        )
-        return Problem(path=pair.mask_name, code="mask-size", message=message)
+        return wrong_size(pair, stored.shape, (height, width))
     digest = hashlib.sha256(content)
     digest.update(repr((stored.shape, str(stored.dtype))).encode() + stored.tobytes())
-    return _Seen(pair=pair, found=_histogram(stored), digest=digest.hexdigest())
+    return Seen(pair=pair, found=_histogram(stored), digest=digest.hexdigest())
+
+
+def wrong_size(pair: Pair, mask: tuple[int, ...], image: tuple[int, int]) -> Problem:
+    """The problem of a mask that is not of its image's size. [mask-size]"""
+    message = (
+        f"{pair.mask_name}: the mask is {mask[1]} x {mask[0]} pixels, its image {pair.name} is "
+        f"{image[1]} x {image[0]}. Make them equal."
+    )
+    return Problem(path=pair.mask_name, code="mask-size", message=message)
 
 
 def _histogram(stored: Values) -> dict[int, int]:
@@ -100,7 +104,7 @@ def _histogram(stored: Values) -> dict[int, int]:
     return dict(zip(kinds.tolist(), counts.tolist(), strict=True))
 
 
-def _coded(seen: Sequence[_Seen], coding: Coding) -> tuple[list[_Seen], list[Problem]]:
+def _coded(seen: Sequence[Seen], coding: Coding) -> tuple[list[Seen], list[Problem]]:
     """Pairs whose masks hold only values that are coded, and a Problem for each other."""
     good, problems = [], []
     for one in seen:
@@ -114,7 +118,7 @@ def _coded(seen: Sequence[_Seen], coding: Coding) -> tuple[list[_Seen], list[Pro
     return good, problems
 
 
-def _check_any(seen: Sequence[_Seen], coding: Coding, where: str, problems: Sequence[Problem]) -> None:
+def _check_any(seen: Sequence[Seen], coding: Coding, where: str, problems: Sequence[Problem]) -> None:
     reasons = "; ".join(f"{p.path}: {p.code}" for p in problems[:3])
     if not seen:
         raise DataError(
@@ -129,8 +133,8 @@ def _check_any(seen: Sequence[_Seen], coding: Coding, where: str, problems: Sequ
         )
 
 
-def _split(
-    seen: Sequence[_Seen],
+def split_of(
+    seen: Sequence[Seen],
     found: Pairs,
     where: str,
     *,
@@ -160,7 +164,7 @@ def _split(
     return split
 
 
-def _restored(seen: Sequence[_Seen], where: str, stored: Mapping[str, Any]) -> list[str]:
+def _restored(seen: Sequence[Seen], where: str, stored: Mapping[str, Any]) -> list[str]:
     by_name = {str(name): split for split in _SPLITS for name in stored.get(split, ())}
     here = {one.pair.name for one in seen}
     if set(by_name) != here:
@@ -173,7 +177,7 @@ def _restored(seen: Sequence[_Seen], where: str, stored: Mapping[str, Any]) -> l
     return [by_name[one.pair.name] for one in seen]
 
 
-def _check_splits(
+def check_splits(
     found: Pairs,
     where: str,
     split: Sequence[str],
@@ -205,7 +209,7 @@ def _check_splits(
 
 def _samples(
     part: str,
-    seen: Sequence[_Seen],
+    seen: Sequence[Seen],
     split: Sequence[str],
     counts: np.ndarray[Any, np.dtype[np.int64]],
     coding: Coding,
@@ -223,8 +227,8 @@ def _samples(
     )
 
 
-def _warnings(
-    seen: Sequence[_Seen], split: Sequence[str], counts: np.ndarray[Any, np.dtype[np.int64]], coding: Coding
+def warnings(
+    seen: Sequence[Seen], split: Sequence[str], counts: np.ndarray[Any, np.dtype[np.int64]], coding: Coding
 ) -> list[str]:
     """What should be known of the set: copies across splits, and classes that a split lacks."""
     out = []
@@ -244,7 +248,7 @@ def _warnings(
     return out
 
 
-def _fingerprint(seen: Sequence[_Seen], split: Sequence[str], coding: Coding) -> str:
+def fingerprint(seen: Sequence[Seen], split: Sequence[str], coding: Coding) -> str:
     """Hex sha256 over classes, coding, names, bytes' hashes and splits."""
     whole = hashlib.sha256(json.dumps([list(coding.classes), sorted(coding.places.items())]).encode())
     for one, name in zip(seen, split, strict=True):

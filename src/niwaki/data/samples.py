@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from niwaki import images
-from niwaki.data.masks import Mask, resized
+from niwaki.data.masks import Readable, resized
 from niwaki.spec import Spec
 from niwaki.tasks import Classify, Instances, Segment, Task
 
@@ -49,8 +49,8 @@ class Samples:
             one array u8 `[N, h, w, C]`.
         names: a path or id for each, unique in the data set.
         labels: int64 `[N]`, positions in `DataSet.classes`; all 0 where there are masks.
-        masks: for each image where its mask is: what `data.masks.Mask` reads, or pixels u8 `[h, w]`; None where
-            images have labels.
+        masks: for each image where its mask is: what has a `read()`, as `data.masks.Mask`, or its pixels
+            `[h, w]`; None where images have labels.
         counts: pixels of each class in each mask, int64 `[N, K]`; None without masks.
         objects: masks tell objects apart: numbers, not classes; int32.
     """
@@ -58,7 +58,7 @@ class Samples:
     sources: Sequence[Path | bytes | ImageU8] | ImageU8
     names: tuple[str, ...]
     labels: Ints
-    masks: Sequence[Mask | npt.NDArray[np.integer]] | None = None
+    masks: Sequence[Readable | npt.NDArray[np.integer]] | None = None
     counts: Ints | None = None
     objects: bool = False
     _cache: dict[tuple[int, ...], _Cache] = field(default_factory=dict, init=False, repr=False)
@@ -197,7 +197,9 @@ class _Cache:
         self, count: int, shape: tuple[int, ...], kind: type[np.uint8] | type[np.int32] = np.uint8
     ) -> None:
         rows = min(count, CACHE_BYTES // (int(np.prod(shape)) * np.dtype(kind).itemsize))
-        self.store: npt.NDArray[Any] = np.empty((rows, *shape), dtype=kind)  # the system gives pages when written
+        self.store: npt.NDArray[Any] = np.empty(
+            (rows, *shape), dtype=kind
+        )  # the system gives pages when written
         self._filled = np.zeros(rows, dtype=bool)
 
     def holds(self, row: int) -> bool:

@@ -1,13 +1,14 @@
 """A small U-Net for dense round objects: a probability and 32 distances at every second pixel.
 
-Source: Schmidt et al. 2018, arXiv:1806.03535 (what is predicted); Ronneberger et al. 2015, arXiv:1505.04597 (the
-shape of the network; skips are added, as in LinkNet, arXiv:1707.03718, for speed).
+Source: Schmidt et al. 2018, arXiv:1806.03535 (what is predicted); Ronneberger et al. 2015, arXiv:1505.04597
+(the shape of the network; skips are added, as in LinkNet, arXiv:1707.03718, for speed).
 Shape letters: B batch, C channels, H W pixels, R rays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -34,9 +35,7 @@ class StarUNet(nn.Module):
             nn.Sequential(ConvNorm(b, a, 3, stride=2), ConvNorm(a, a, 3))
             for b, a in zip(before, widths, strict=True)
         )
-        self.across = nn.ModuleList(
-            ConvNorm(deep, a, 1) for a, deep in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.across = nn.ModuleList(ConvNorm(deep, a, 1) for a, deep in pairwise(widths))
         self.up = nn.ModuleList(ConvNorm(a, a, 3) for a in widths[:-1])
         self.features = ConvNorm(widths[0], 2 * widths[0], 3)
         self.predict = nn.Conv2d(2 * widths[0], classes + RAYS, 1)
@@ -57,7 +56,7 @@ class StarUNet(nn.Module):
 
 
 def contrasted(x: Tensor) -> Tensor:
-    """Images at mean 0 and standard deviation 1, each and channel by channel: microscopes differ by 20 times."""
+    """Images at mean 0 and standard deviation 1, each channel of each: microscopes differ by 20 times."""
     middle = x - x.mean((2, 3), keepdim=True)
     spread = (middle * middle).mean((2, 3), keepdim=True).sqrt()
     return middle / (spread + LEAST)
