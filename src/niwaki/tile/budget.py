@@ -45,7 +45,7 @@ class Layout:
 def layout(
     raster: Raster, rows: Axis, columns: Axis, *, classes: int, memory: int, batch: int, void: bool
 ) -> Layout:
-    """The fewest strips, and the largest batch up to `batch`, that fit `memory` bytes.
+    """The fewest strips, then the largest batch up to `batch`, that fit `memory` bytes.
 
     Args:
         void: pixels without data are kept apart.
@@ -53,16 +53,15 @@ def layout(
         BudgetError: not even one tile a time in the narrowest strips fits; the memory needed is named.
             [tile-memory]
     """
-    size = batch
-    while True:
-        for count in _counts(len(columns.starts)):
-            strips = cut(columns, count)
+    for count in _counts(len(columns.starts)):
+        strips = cut(columns, count)
+        # a smaller batch costs less than a strip more, at whose border tiles are predicted twice
+        size = batch
+        while size:
             need, cache = _need(raster, rows, columns, strips, classes, size, void)
             if need <= memory:
                 return Layout(strips, size, cache, need)
-        if size == 1:
-            break
-        size //= 2
+            size //= 2
     raise BudgetError(
         f"{raster.name}: memory_mb={memory // MB} is too little: tiles of {rows.tile} x {columns.tile} "
         "pixels with "
@@ -98,7 +97,7 @@ def _need(
     read = max(columns.starts[s.windows[-1]] + columns.tile - columns.starts[s.windows[0]] for s in strips)
     pixel = raster.shape[2] * raster.dtype.itemsize
     cache = raster.need(rows.tile, min(read, columns.size))
-    sums = 4 * classes * (rows.tile * wide + tile) + (rows.tile * wide if void else 0)
+    sums = 4 * classes * rows.tile * wide + (rows.tile * wide if void else 0)
     # two batches wait while one is predicted; each is scaled to 8 bits, and masked where there is no data
     images = batch * tile * (3 * pixel + 2 * raster.shape[2] + (2 if void else 0))
     # what the model gives, and the copy that a session makes

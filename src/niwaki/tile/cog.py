@@ -69,7 +69,8 @@ def write(
                 file.write(_directory(tags, place, after, big))
         if found := faults(path):
             raise RuntimeFailed(
-                f"{path.name}: what was written is no Cloud-Optimised GeoTIFF: {found[0]}. Look at the disk, and "
+                f"{path.name}: what was written is no Cloud-Optimised GeoTIFF: {found[0]}. Look at the disk, "
+                "and "
                 "write it again.",
                 code="tile-invalid",
             )

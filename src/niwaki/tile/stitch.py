@@ -7,6 +7,7 @@ Shape letters: K classes, T rows of a tile, w columns of the strip.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,6 +17,10 @@ Floats = npt.NDArray[np.float32]
 
 FLUSHED = 1 << 16
 """Pixels that are taken out at a time."""
+
+
+_PIECE = 1 << 14
+"""Pixels that are weighted and added at a time."""
 
 
 class Band:
@@ -30,7 +35,7 @@ class Band:
         self.x0, self.x1 = x0, x1
         self._rows = tile[0]
         self._sums = np.zeros((classes, tile[0], x1 - x0), np.float32)
-        self._weighted = np.empty((classes, *tile), np.float32)
+        self._weighted = np.empty(max(_PIECE, tile[1]), np.float32)
         self._void = np.zeros((tile[0], x1 - x0), bool) if mask else None
 
     def add(self, tile: Floats, y: int, x: int, weights_y: Floats, weights_x: Floats) -> bool:
@@ -43,13 +48,24 @@ class Band:
         left, right = max(left, self.x0 - x), min(right, self.x1 - x)
         if left >= right:
             return True
-        weights = weights_y[top:bottom, None] * weights_x[None, left:right]
-        part = self._weighted[:, : bottom - top, : right - left]
-        np.multiply(tile[:, top:bottom, left:right], weights, out=part)
         columns = slice(x + left - self.x0, x + right - self.x0)
-        for first, last, place in self._places(y + top, y + bottom):
-            self._sums[:, place : place + last - first, columns] += part[:, first - y - top : last - y - top]
-        return bool(np.isfinite(part.sum(dtype=np.float64)))
+        total = 0.0
+        for first, last, place in self._pieces(y + top, y + bottom, right - left):
+            rows = slice(first - y, last - y)
+            weights = weights_y[rows, None] * weights_x[None, left:right]
+            part = self._weighted[: weights.size].reshape(weights.shape)
+            for sums, values in zip(self._sums, tile, strict=True):
+                np.multiply(values[rows, left:right], weights, out=part)
+                sums[place : place + last - first, columns] += part
+                total += float(part.sum())
+        return math.isfinite(total)
+
+    def _pieces(self, y0: int, y1: int, width: int) -> Iterator[tuple[int, int, int]]:
+        """As `_places`, in pieces that stay in the processor's cache while they are weighted and added."""
+        step = max(1, len(self._weighted) // width)
+        for first, last, place in self._places(y0, y1):
+            for low in range(first, last, step):
+                yield low, min(low + step, last), place + low - first
 
     def void(self, where: npt.NDArray[np.bool_], y: int, x: int) -> None:
         """Remembers the pixels `[h, w]` at (y, x) that hold no data."""
