@@ -52,7 +52,10 @@ def fitted(given: argparse.Namespace) -> dict[str, Any]:
             flip=True, augment=given.augment, auxiliary=tuple(given.auxiliary),
         ),
         step("prune.channels", score=given.score, multiple=given.multiple),
-        step("distill.logits", epochs=given.recover, batch=given.batch, lr=given.lr, seed=given.seed, flip=True, t=2.0),
+        step(
+            "distill.logits", epochs=given.recover, batch=given.batch, lr=given.lr, seed=given.seed,
+            flip=True, t=2.0,
+        ),
     )  # fmt: skip
     return job.fit(
         "camvid", model=given.model, size=given.size, epochs=0, plan=plan, budget=given.budget,
@@ -78,11 +81,12 @@ def _clock(given: argparse.Namespace) -> Callable[[Any], None]:
 
 
 def report(result: dict[str, Any], given: argparse.Namespace) -> None:
-    """Every stage: test mIoU and its interval, loss against the baseline on val and test, share of the latency."""
+    """Every stage: test mIoU with interval, what it lost on val and test, its share of MACs and latency."""
     base, scores = result["cost"]["baseline"], result["scores"]
     height, width = given.size
     print(f"{given.model}, {height} x {width}, {given.epochs} + {given.recover} epochs, seed {given.seed}")
-    print(f"{'stage':14} {'test mIoU':>20} {'val drop':>9} {'test drop':>9} {'MACs':>7} {'latency':>8} {'kB':>7}")
+    heads = f"{'test mIoU':>20} {'val drop':>9} {'test drop':>9} {'MACs':>7} {'latency':>8} {'kB':>7}"
+    print(f"{'stage':14} {heads}")
     for name, cost in result["cost"].items():
         found = scores[name]
         drops = [metrics.main(scores["baseline"][s]) - metrics.main(found[s]) for s in ("val", "test")]
@@ -101,7 +105,7 @@ def report(result: dict[str, Any], given: argparse.Namespace) -> None:
 
 
 def table(size: tuple[int, int], names: list[str], *, rounds: int) -> None:
-    """MACs and parameters of every network with CamVid's classes, and milliseconds of its float file, interleaved."""
+    """MACs and parameters of every network with CamVid's classes, and its float file's ms, interleaved."""
     spec, task = Spec(size_hw=size), Segment(CAMVID.classes)
     image = np.zeros((1, *size, 3), np.uint8)
     onnx, calls, costs = runtimes.load("onnx"), {}, {}

@@ -26,6 +26,8 @@ Targets = npt.NDArray[np.integer]
 Change = Callable[[ImagesU8, Targets, Ints], tuple[ImagesU8, Targets]]
 T = TypeVar("T")
 
+_DRAW = 0x636C617373  # another stream than the order's and the augmentation's
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -59,10 +61,27 @@ class Share:
     total: float
 
 
-def order(count: int, *, batch: int, seed: int, epoch: int) -> list[Ints]:
-    """An epoch's global batches: every sample once, sizes equal to one, none above `batch`."""
+def order(
+    count: int, *, batch: int, seed: int, epoch: int, chances: npt.NDArray[np.float64] | None = None
+) -> list[Ints]:
+    """An epoch's global batches: every sample once, sizes equal to one, none above `batch`.
+
+    Args:
+        chances: of each sample, `[count]`, summing to 1: as many samples are drawn by them, with replacement.
+    """
     shuffled = augment.order(count, seed=seed, epoch=epoch)
+    if chances is not None:
+        draws = augment.uniforms(np.arange(count), seed=seed ^ _DRAW, epoch=epoch, count=1)[:, 0]
+        shuffled = np.searchsorted(np.cumsum(chances)[:-1], draws, side="right").astype(np.int64)
     return np.array_split(shuffled, -(-count // batch))
+
+
+def by_class(train: Readable) -> npt.NDArray[np.float64]:
+    """Chances `[N]` of samples by which every class is met alike often: a sample's are the sum of `1 / n` over
+    its classes, where `n` is how many samples a class is in."""
+    there = np.eye(int(train.labels.max()) + 1)[train.labels] if train.counts is None else train.counts > 0
+    chances = (there / np.maximum(1, there.sum(0))).sum(1)
+    return np.asarray(chances / chances.sum(), np.float64)
 
 
 def normalise(images: ImagesU8, spec: Spec, *, device: torch.device) -> Tensor:

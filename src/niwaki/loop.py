@@ -44,6 +44,7 @@ Objective = Callable[[nn.Module, Batch], Tensor]
 Show = Callable[["Progress"], object]
 Augment = Literal["none", "weak", "strong"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Sampling = Literal["uniform", "classes"]
 
 
 class Training(TypedDict, total=False):
@@ -60,6 +61,7 @@ class Training(TypedDict, total=False):
     flip: bool
     class_weights: tuple[float, ...] | None
     precision: Precision
+    sampling: Sampling
     every_s: float
 
 
@@ -80,6 +82,8 @@ class Knobs:
         class_weights: a factor above 0 for each class's loss.
         precision: what convolutions and products compute in. `auto`: half precision on a GPU, float32 on a
             CPU; `bfloat16` on a CPU is faster where it has the instructions (avx512_bf16, amx).
+        sampling: `uniform`: every image once an epoch; `classes`: as many, drawn so that images with rare
+            classes come more often.
         every_s: seconds between checkpoints; one is written after each epoch, too.
     Raises:
         PlanError: one is out of its range. [train-knob]
@@ -96,6 +100,7 @@ class Knobs:
     flip: bool = False
     class_weights: tuple[float, ...] | None = None
     precision: Precision = "auto"
+    sampling: Sampling = "uniform"
     every_s: float = 60.0
 
     def __post_init__(self) -> None:
@@ -110,6 +115,7 @@ class Knobs:
             "accumulate": (1 <= self.accumulate <= self.batch, "in 1..batch"),
             "augment": (self.augment in ("none", "weak", "strong"), "none, weak or strong"),
             "precision": (self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
+            "sampling": (self.sampling in ("uniform", "classes"), "uniform or classes"),
             "every_s": (self.every_s >= 0, "at least 0"),
             "class_weights": (weights is None or min(weights, default=0) > 0, "each above 0"),
         }
@@ -459,7 +465,8 @@ def _share(
 ) -> Share:
     """What this process sees of a step: a function of its arguments alone."""
     epoch, place = divmod(step, per_epoch)
-    chosen = batches.order(len(train), batch=knobs.batch, seed=knobs.seed, epoch=epoch)[place]
+    chances = batches.by_class(train) if knobs.sampling == "classes" else None
+    chosen = batches.order(len(train), batch=knobs.batch, seed=knobs.seed, epoch=epoch, chances=chances)[place]
     return batches.share(
         train,
         chosen,
@@ -506,8 +513,11 @@ def _settings(model: nn.Module, train: Readable, spec: Spec, knobs: Knobs) -> di
     data = hashlib.sha256("\0".join(train.names).encode())
     data.update(np.asarray(train.labels, np.int64).tobytes())
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    known = {name: value for name, value in asdict(knobs).items() if name != "every_s"}
+    if knobs.sampling == "uniform":
+        del known["sampling"]  # checkpoints of before there was a choice stay good
     return {
-        **{name: value for name, value in asdict(knobs).items() if name != "every_s"},
+        **known,
         "data": data.hexdigest()[:16],
         "spec": spec.to_json(),
         "model shapes": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],

@@ -34,7 +34,8 @@ def coloured(classes: Maps, *, count: int) -> ImageU8:
     """A class map `[H, W]` in colours, uint8 `[H, W, 3]`; pixels without a class are dark."""
     table = np.full((IGNORE + 1, 3), MISSING, np.uint8)
     table[:count] = palette(count)
-    return np.asarray(table[classes])
+    out: ImageU8 = table[classes]
+    return out
 
 
 def overlay(image: ImageU8, classes: Maps, *, count: int, strength: float = 0.5) -> ImageU8:
@@ -52,7 +53,7 @@ def errors(image: ImageU8, true: Maps, predicted: Maps) -> ImageU8:
     out = np.rint(0.5 * _grey_or_colour(image).mean(2, keepdims=True).repeat(3, 2) + 120).clip(0, 255)
     out[(true != predicted) & (true != IGNORE)] = WRONG
     out[true == IGNORE] = MISSING
-    return out.astype(np.uint8)
+    return np.asarray(out, np.uint8)
 
 
 def side_by_side(image: ImageU8, true: Maps, predicted: Maps, *, count: int) -> ImageU8:

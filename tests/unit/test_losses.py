@@ -10,7 +10,7 @@ import torch
 from tests.unit import shapes
 from torch import Tensor, nn
 
-from niwaki import Classify, Segment, Spec, losses, step, train
+from niwaki import Classify, Segment, Spec, batches, losses, step, train
 from niwaki.data.samples import Samples
 from niwaki.errors import PlanError
 from niwaki.losses.terms import VOID, edges
@@ -227,3 +227,22 @@ def test_a_plan_records_the_loss() -> None:
     plan = Plan(step("train.fit", loss="ohem + 0.5*dice", auxiliary=("body",), epochs=1))
     again = Plan.from_toml(plan.to_toml())
     assert again == plan and again.steps[0].knobs["loss"] == "ohem + 0.5*dice"
+
+
+def test_sampling_by_class_meets_rare_classes_more_often() -> None:
+    data = samples(40)
+    data.counts[:] = (9, 9, 0)
+    data.counts[:2, 2] = 5  # two of forty images have class 2
+    chances = batches.by_class(data)
+    assert chances.sum() == pytest.approx(1) and chances[0] == pytest.approx(chances[1])
+    assert chances[0] / chances[5] == pytest.approx((1 / 2 + 2 / 40) / (2 / 40))
+    drawn = np.concatenate([
+        np.concatenate(batches.order(40, batch=8, seed=1, epoch=e, chances=chances)) for e in range(50)
+    ])  # fmt: skip
+    assert len(drawn) == 2000 and np.isin(drawn, [0, 1]).mean() == pytest.approx(2 * chances[0], abs=0.05)
+    again = batches.order(40, batch=8, seed=1, epoch=3, chances=chances)
+    np.testing.assert_array_equal(np.concatenate(again), drawn[120:160])
+    plain, other = trained(), trained(sampling="classes")
+    assert not torch.equal(plain.head.weight, other.head.weight)
+    with pytest.raises(PlanError, match="uniform or classes"):
+        trained(sampling="rare")

@@ -18,8 +18,8 @@ from niwaki.nets.sfnet import warped
 torch.set_num_threads(1)
 OWN = tuple(nets.SEGMENTATION)
 # M parameters and GMACs at 512 x 1024 with 19 classes (LEDNet's with 20): what papers print, and how far we are
-# off. Fast-SCNN's paper counts no MACs; SFNet's 243 G are of 1024 x 2048; BiSeNetV2's counts no parameters, and its
-# 21.15 G are fewer than its table of layers gives (24.6 G, of which the head's 1024 channels alone are 9.7 G).
+# off. Fast-SCNN's paper counts no MACs; SFNet's 243 G are of 1024 x 2048; BiSeNetV2's counts no parameters, and
+# its 21.15 G are fewer than its table of layers gives (24.6 G, of which the head's 1024 channels are 9.7 G).
 PAPERS = {
     "bisenet_v2": (None, 21.15, 0.17),
     "fast_scnn": (1.11, None, 0.03),

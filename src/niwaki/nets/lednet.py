@@ -55,13 +55,13 @@ class SplitShuffle(nn.Module):
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
-        self.half = channels // 2
-        self.left = nn.Sequential(*_factorised(self.half, (3, 1), (1, 3), dilation))
-        self.right = nn.Sequential(*_factorised(self.half, (1, 3), (3, 1), dilation))
+        self.middle = channels // 2
+        self.left = nn.Sequential(*_factorised(self.middle, (3, 1), (1, 3), dilation))
+        self.right = nn.Sequential(*_factorised(self.middle, (1, 3), (3, 1), dilation))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]`, as it came."""
-        joined = torch.cat([self.left(x[:, : self.half]), self.right(x[:, self.half :])], 1)
+        joined = torch.cat([self.left(x[:, : self.middle]), self.right(x[:, self.middle :])], 1)
         return F.channel_shuffle(F.relu(x + joined), 2)
 
 

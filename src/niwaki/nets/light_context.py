@@ -72,7 +72,8 @@ class CoordinateAttention(nn.Module):
         both = self.shared(torch.cat([along_h, along_w], 2))
         rows = self.rows(both[:, :, :height]).sigmoid()
         columns = self.columns(both[:, :, height : height + width].transpose(2, 3)).sigmoid()
-        return x * rows * columns
+        out: Tensor = x * rows * columns
+        return out
 
 
 class ContextAggregation(nn.Module):
