@@ -34,6 +34,9 @@ EXECUTED = (
     "docs/graph-results.md",
     "docs/recovery.md",
     "docs/quantization.md",
+    "docs/segmentation.md",
+    "docs/qat.md",
+    "docs/instruction-sets.md",
 )
 
 
