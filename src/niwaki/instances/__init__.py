@@ -6,6 +6,9 @@ labels.py    areas, clean-up, RLE and COCO of a label map
 pairs.py     which true and predicted objects share pixels, as a sparse table
 metrics.py   mean precision, PQ, AJI and COCO's AP from that table
 nms.py       which of many overlapping predictions stay
+stars.py     star-convex predictions as objects; star_loss.py: what a network learns from a label map (torch)
+task.py      `Instances`, the task; tally.py: its scores
+tiled.py     images of any size, each object owned by one tile
 """
 
 from niwaki.instances.crops import Crop, crops
@@ -14,17 +17,22 @@ from niwaki.instances.metrics import THRESHOLDS, aji, average_precision, mean_pr
 from niwaki.instances.nms import matrix_nms, nms
 from niwaki.instances.overlaps import Policy, resolve_overlaps
 from niwaki.instances.pairs import Pairs, joined, pairs, pairs_of_masks
+from niwaki.instances.stars import Found
+from niwaki.instances.tiled import Tiled, finder, tiled
 
 __all__ = [
     "THRESHOLDS",
     "Crop",
+    "Found",
     "Pairs",
     "Policy",
+    "Tiled",
     "aji",
     "areas",
     "average_precision",
     "cleaned",
     "crops",
+    "finder",
     "joined",
     "matrix_nms",
     "mean_precision",
@@ -35,5 +43,6 @@ __all__ = [
     "panoptic_quality",
     "resolve_overlaps",
     "rles",
+    "tiled",
     "to_coco",
 ]
