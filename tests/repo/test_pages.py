@@ -37,6 +37,7 @@ EXECUTED = (
     "docs/segmentation.md",
     "docs/qat.md",
     "docs/instruction-sets.md",
+    "docs/tiles.md",
 )
 
 

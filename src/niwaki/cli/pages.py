@@ -26,7 +26,10 @@ EXAMPLES = {
         "--by halving --trials 12",
     ),
     "info": ("niwaki info runs/leaves/model.niwaki",),
-    "predict": ("niwaki predict runs/leaves/model.niwaki img.jpg dir/ --top 3",),
+    "predict": (
+        "niwaki predict runs/leaves/model.niwaki img.jpg dir/ --top 3",
+        "niwaki predict runs/fields/model.niwaki scene.tif -o mask.tif --memory 512MB",
+    ),
     "bench": ("niwaki bench runs/leaves/model.niwaki --against runs/leaves/baseline.niwaki",),
     "export": (
         "niwaki export runs/leaves/model.niwaki --precision int8 --calib photos/",

@@ -116,8 +116,8 @@ def _check(args: argparse.Namespace, artifacts: list[Any]) -> None:
 
 
 def _file(artifact: Any, precision: str | None) -> Path:
-    held = artifact.exports["onnx"][precision or artifact.default]
-    return Path(artifact.path) / held["file"]
+    held: str = artifact.exports["onnx"][precision or artifact.default]["file"]
+    return Path(artifact.path, held)
 
 
 def _predictor(args: argparse.Namespace, artifacts: list[Any]) -> tuple[Any, str]:

@@ -54,9 +54,9 @@ def receptive_field(path: str | Path) -> Field:
     name = Path(path).name
     if found is None or any(span.step != 1 for span in found.spans):
         raise ModelError(f"exact: {name}: gives no map of the image's own size.", code="tile-exact")
-    low = max(-min(span.low for span in found.spans), 0)
-    high = max(*(span.high for span in found.spans), 0)
-    return Field(math.ceil(low), math.ceil(high), math.lcm(*(step.numerator for step in steps)))
+    low = max(math.ceil(-span.low) for span in found.spans)
+    high = max(math.ceil(span.high) for span in found.spans)
+    return Field(max(0, low), max(0, high), math.lcm(*(step.numerator for step in steps)))
 
 
 def field_of(model: nn.Module, *, spec: Spec, task: Task) -> Field:

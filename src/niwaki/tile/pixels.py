@@ -56,6 +56,6 @@ def empty(pixels: Pixels, nodata: float | None) -> npt.NDArray[np.bool_] | None:
     """Which pixels `[H, W]` hold no data: all their channels are `nodata`; None where none does."""
     if nodata is None:
         return None
-    void = np.isnan(pixels) if np.isnan(nodata) and pixels.dtype.kind == "f" else pixels == nodata
-    whole: npt.NDArray[np.bool_] = void.all(axis=2)
+    void = np.isnan(pixels) if np.isnan(nodata) and pixels.dtype.kind == "f" else np.equal(pixels, nodata)
+    whole = np.asarray(void.all(axis=2))
     return whole if whole.any() else None

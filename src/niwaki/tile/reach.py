@@ -88,9 +88,9 @@ def elementwise(node: Node) -> Reach:
             one, other = (a.joined(b) for a, b in zip(whole.spans, here.spans, strict=True))
             whole = replace(whole, spans=(one, other))
     assert whole is not None
-    for reach, shape in zip(node.inputs, node.shapes, strict=True):
+    for given, shape in zip(node.inputs, node.shapes, strict=True):
         places = [axis - rank for axis in whole.axes]
-        if reach is None and shape and any(-p <= len(shape) and shape[p] != 1 for p in places):
+        if given is None and shape and any(-p <= len(shape) and shape[p] != 1 for p in places):
             raise node.refuse("uses a constant that differs from place to place")
     return whole
 
@@ -180,7 +180,7 @@ def over_axes(node: Node) -> Reach:
     """Softmax, reductions and norms over axes that are not places."""
     reach = node.only
     rank = len(node.shapes[0] or ()) or 4
-    given = node.knobs.get("axes", node.knobs.get("axis"))
+    given: Any = node.knobs.get("axes", node.knobs.get("axis"))
     reduces = node.kind.startswith("Reduce")
     if given is None and reduces and len(node.constants) > 1 and node.constants[1] is not None:
         given = [int(axis) for axis in node.constants[1].ravel()]

@@ -175,6 +175,14 @@ class _Job:
         high, wide = (size, size) if isinstance(size, int) else size
         # a file that leaves its size open says None
         high, wide = high or 512, wide or 512
+        held = getattr(predictor, "size_hw", None) or (None, None)
+        if any(given not in (None, wanted) for given, wanted in zip(held, (high, wide), strict=True)):
+            raise SpecError(
+                f"tile.predict: the model takes tiles of {held[0]} x {held[1]} pixels, got tile={tile}. "
+                "Leave tile "
+                "out, or export the model for that size.",
+                code="tile-knob",
+            )
         self.overlap = min(high, wide) // 4 if overlap is None else overlap
         multiple = 1
         if exact is not None:
@@ -348,7 +356,8 @@ def checked(given: Any, count: int, size: tuple[int, int], classes: int | None) 
     Raises:
         RuntimeFailed: it is something else. [tile-output]
     """
-    shape, kind = getattr(given, "shape", ()), getattr(given, "dtype", None)
+    shape: tuple[int, ...] = getattr(given, "shape", ())
+    kind = getattr(given, "dtype", None)
     right = len(shape) == 4 and shape[0] == count and tuple(shape[2:]) == tuple(size)
     if not right or np.dtype(kind).kind != "f" or (classes is not None and shape[1] != classes):
         wanted = "K" if classes is None else classes

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -106,14 +107,15 @@ def _extent(weights: Floats) -> tuple[int, int]:
     return (int(held[0]), int(held[-1]) + 1) if len(held) else (0, 0)
 
 
-def best(sums: Floats) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+def best(sums: Floats) -> npt.NDArray[Any]:
     """The class of the largest number of each pixel, `[K, n, w]` to `[n, w]`; of equal ones the first.
 
-    One class alone is a probability: 1 where it is at least a half.
+    uint8, or uint16 above 255 classes, so that the largest number is free for pixels without data. One class
+    alone is a probability: 1 where it is at least a half.
     """
-    kind = np.uint8 if len(sums) <= 256 else np.uint16
+    kind = np.dtype(np.uint8 if len(sums) <= 255 else np.uint16)
     if len(sums) == 1:
-        return (sums[0] >= 0.5).astype(kind)
+        return np.asarray(sums[0] >= 0.5).astype(kind)
     # class by class: numpy's argmax over the first axis walks memory across and takes longer
     top = sums[0].copy()
     index = np.zeros(top.shape, kind)
