@@ -6,7 +6,7 @@
 Rows, each exported for ONNX Runtime and measured there on test images: int8 with the first scales (nothing
 trained), int8 by QAT; mixed 4- and 8-bit weights within --size of the int8 file, bits chosen by the noise of
 each layer: nothing trained, one-shot QAT, and stages with the same number of epochs in all. Agreement: share of
-test images on which the file and the fake-quantized torch model predict the same. Everything learns from the float
+test images on which the file and the fake-quantized torch model predict the same. All learns from the float
 network's outputs, last epoch. The checkpoint has seen all training images, so no score could choose anything;
 the learning rate (the step's default) was chosen of 2e-5, 5e-5, 1e-4, 2e-4 by the divergence from the float
 network's outputs on 1500 held-out images, after 2 epochs on 3000. Runs go on where they stopped, under --out.
