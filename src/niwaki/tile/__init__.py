@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from niwaki.overlays import palette
 from niwaki.tile.augment import together, turned
+from niwaki.tile.crops import crops
 from niwaki.tile.exact import field_of, prove, receptive_field, widest
 from niwaki.tile.receptive import Field
 from niwaki.tile.scene import Progress, Stats, predict
@@ -15,6 +16,7 @@ __all__ = [
     "Progress",
     "Stats",
     "colours",
+    "crops",
     "field_of",
     "predict",
     "prove",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 
 from niwaki.errors import BudgetError
 from niwaki.tile.raster import Raster
@@ -62,10 +63,19 @@ def layout(
             if need <= memory:
                 return Layout(strips, size, cache, need)
             size //= 2
+    mend = "or a smaller tile"
+    if cache > need // 2:  # one block of the file holds much of it
+        high, wide = raster.block
+        stem = Path(raster.name).stem
+        mend = (
+            f"or convert the file, whose blocks are {high} x {wide} pixels: gdal_translate -of COG "
+            f"{raster.name} "
+            f"{stem}.cog.tif"
+        )
     raise BudgetError(
         f"{raster.name}: memory_mb={memory // MB} is too little: tiles of {rows.tile} x {columns.tile} "
         "pixels with "
-        f"{classes} classes need {-(-need // MB)} MB. Give that much, or a smaller tile.",
+        f"{classes} classes need {-(-need // MB)} MB. Give that much, {mend}.",
         code="tile-memory",
     )
 

@@ -26,6 +26,7 @@ Source = str | Path | np.ndarray[Any, Any]
 _TIFFS = frozenset([".tif", ".tiff", ".gtiff", ".svs", ".ndpi", ".scn", ".btf", ".tf8", ".ome"])
 _KINDS = "GeoTIFF or any TIFF, slides, .zarr, .npy, JPEG, PNG, or an array"
 _MB = 1 << 20
+_WHOLE = 256 << 20
 
 
 def open_source(source: Source, *, memory: int, level: int = 0) -> Raster:
@@ -51,6 +52,13 @@ def open_source(source: Source, *, memory: int, level: int = 0) -> Raster:
     if suffix == ".zarr" or (path.is_dir() and ((path / "zarr.json").exists() or (path / ".zarray").exists())):
         return of_zarr(path, level=level)
     return of_picture(path, memory=memory)
+
+
+def class_map(source: Source) -> Raster:
+    """A class map as numbers, also where the file has colours for them."""
+    if not isinstance(source, np.ndarray) and Path(source).suffix.lower() in _TIFFS and Path(source).exists():
+        return open_tiff(Path(source), coloured=False)
+    return open_source(source, memory=_WHOLE)
 
 
 def of_array(array: Pixels, *, name: str = "array") -> Raster:

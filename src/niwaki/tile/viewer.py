@@ -21,8 +21,7 @@ from niwaki import files
 from niwaki.errors import DataError
 from niwaki.overlays import palette
 from niwaki.tile.raster import Raster, Windows
-from niwaki.tile.readers import open_source
-from niwaki.tile.tiff import open_tiff
+from niwaki.tile.readers import class_map, open_source
 from niwaki.tile.viewer_page import PAGE
 
 TILE = 256
@@ -52,7 +51,7 @@ def viewer(
     """
     folder = Path(folder)
     below = open_source(scene, memory=_CACHE * 4, level=level)
-    above = _classes(prediction)
+    above = class_map(prediction)
     try:
         if below.shape[:2] != above.shape[:2] or above.shape[2] != 1:
             raise DataError(
@@ -78,13 +77,6 @@ def viewer(
     page = PAGE.replace("__DATA__", json.dumps(said | {"legend": legend}).replace("<", "\\u003c"))
     files.write_bytes(folder / "index.html", page.encode())
     return folder / "index.html"
-
-
-def _classes(prediction: str | Path | Pixels) -> Raster:
-    """A class map as numbers, also where the file has colours for them."""
-    if not isinstance(prediction, np.ndarray) and Path(prediction).suffix.lower() in (".tif", ".tiff"):
-        return open_tiff(Path(prediction), coloured=False)
-    return open_source(prediction, memory=_CACHE * 4)
 
 
 def _step(raster: Raster, side: int) -> int:
