@@ -7,8 +7,9 @@
     python benchmarks/dsb2018.py --picture F.png  a test image: truth, baseline and prediction, as outlines
 
 Needs $NIWAKI_DATA/dsb2018 and scipy. Val chooses thresholds, test reports; the last epoch's averaged weights;
-trained on windows of 128 pixels at the images' own scale, run on 256. AP is TP / (TP + FP + FN), mean over images, a hit is an IoU
-above 0.5; Kaggle's mean precision is its mean over IoU .50:.05:.95. Times are of the processor, of one core.
+learned from windows of 128 pixels at the images' own scale, run on 256. AP is TP / (TP + FP + FN), mean over
+images, a hit is an IoU above 0.5; Kaggle's mean precision is its mean over IoU .50:.05:.95. Times are of the
+processor, of one core.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     test = [_pair(read.test, row) for row in range(len(read.test))]
     kinds = _kinds(read.test)
-    baseline = _baseline(read)
-    rows = {"Otsu + watershed": _rows(baseline, test)}
+    baseline = _baseline(read, folder)
+    rows = {"Otsu + watershed": _kept(folder / "baseline.json", lambda: _rows(baseline, test))}
     if not given.baseline:
         try:
             predict = _predictor(_trained(read, given, folder), folder)
@@ -124,8 +125,20 @@ def flooded(depth: npt.NDArray[np.floating[Any]], seeds: Maps, inside: npt.NDArr
     return labels
 
 
-def _baseline(read: data.DataSet) -> Callable[[npt.NDArray[np.uint8]], Maps]:
+def _kept(path: Path, make: Callable[[], Any]) -> Any:
+    """What a file holds as JSON, or what is made, and kept in it."""
+    if not path.exists():
+        path.write_text(json.dumps(make()))
+    return json.loads(path.read_text())
+
+
+def _baseline(read: data.DataSet, folder: Path) -> Callable[[npt.NDArray[np.uint8]], Maps]:
     """The watershed with the settings that are best on val."""
+    knobs = _kept(folder / "watershed.json", lambda: _best_watershed(read))
+    return functools.partial(watershed, **knobs)
+
+
+def _best_watershed(read: data.DataSet) -> dict[str, Any]:
     val = [_pair(read.val, row) for row in range(len(read.val))]
     best: tuple[float, dict[str, Any]] = (-1.0, {})
     for reach, smooth in ((9, 1.0), (15, 1.0), (15, 2.0), (21, 2.0)):
@@ -134,7 +147,7 @@ def _baseline(read: data.DataSet) -> Callable[[npt.NDArray[np.uint8]], Maps]:
         score = float(np.mean([one["ap50"] for one in found]))
         print(f"val: watershed {knobs}: AP@0.5 {score:.3f}")
         best = max(best, (score, knobs), key=lambda one: one[0])
-    return functools.partial(watershed, **best[1])
+    return best[1]
 
 
 def otsu(grey: npt.NDArray[np.floating[Any]]) -> float:

@@ -144,6 +144,7 @@ CODES: dict[str, str] = {
     "image-oversized": "The image has more pixels or bytes than are decoded (a decompression bomb would). Make it smaller.",
     "image-unreadable": "The path is no regular file, or it cannot be opened. Check permissions.",
     "image-unsupported": "Not an image format that is read, or one without a scale to 8 bits. Convert it to PNG or JPEG.",
+    "instances-tile": "Tile, context and slack leave no core, or the label map given is not int64 of the image's size.",
     "internal": "An error nobody foresaw: a bug in niwaki. Run again with --debug and report the traceback.",
     "interrupted": "Ctrl-C. The same command goes on from the last checkpoint.",
     "loss-auxiliary": "A module named for an auxiliary head is not in the network, or gives no feature map [B, C, h, w].",

@@ -18,7 +18,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         default="digits",
         metavar="DATA",
         help="folder of class folders or of images with masks, zip, .npz, .csv or .jsonl; or digits (default), "
-        "cifar10, camvid",
+        "cifar10, camvid, dsb2018",
     )
     arg("--model", metavar="NAME", help="timm:NAME, niwaki:NAME or file.py:function")
     arg(

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from niwaki.cli import scene
+from niwaki.cli import objects, scene
 from niwaki.cli.screen import Answer, Out, percent
 from niwaki.cli.values import positive
 from niwaki.errors import NiwakiError, SpecError
@@ -54,9 +54,11 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     """Predict every image; exit code 1 if one of them failed."""
     from niwaki.artifact import Artifact
 
+    artifact = Artifact.open(args.artifact)
+    if artifact.task.kind == "instances":
+        return objects.run(args, artifact)
     if args.out:
         return scene.run(args, out)
-    artifact = Artifact.open(args.artifact)
     if artifact.task.dense:
         raise SpecError(
             f"{artifact.path.name}: gives a class for each pixel. Say where to: niwaki predict "

@@ -15,6 +15,7 @@ from niwaki import loop, parallel
 from niwaki.batches import Batch
 from niwaki.errors import PlanError
 from niwaki.evaluate import Readable
+from niwaki.instances import star_loss
 from niwaki.spec import Spec
 from niwaki.tasks import Task
 
@@ -46,8 +47,8 @@ def logits(
 ) -> nn.Module:
     """A copy in eval mode, trained to give the teacher's outputs; `loop.steps` says how.
 
-    A sample's loss is `alpha * soft_loss + (1 - alpha) * task.loss`. Model and teacher are
-    untouched; the teacher sees the same augmented images, in eval mode.
+    A sample's loss is `alpha * soft_loss + (1 - alpha) * task.loss` (of objects `star_loss.apart`). Model and
+    teacher are untouched; the teacher sees the same augmented images, in eval mode.
 
     Args:
         teacher: a model of the same classes.
@@ -72,7 +73,8 @@ def logits(
         with torch.inference_mode():
             told = wise(batch.images)
         output = model(batch.images)
-        soft = soft_loss(output, told.clone(), t=t)
+        objects = task.kind == "instances"
+        soft = star_loss.apart(output, told.clone()) if objects else soft_loss(output, told.clone(), t=t)
         return alpha * soft + (1 - alpha) * task.loss(output.float(), batch.target)
 
     return loop.run(

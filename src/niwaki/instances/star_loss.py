@@ -42,6 +42,15 @@ def loss(output: Tensor, ids: Tensor, *, stride: int) -> Tensor:
     return found + DISTANCES * summed[0] / summed[1].clamp_min(1e-6)
 
 
+def apart(student: Tensor, teacher: Tensor) -> Tensor:
+    """How far two networks' outputs `[B, 1 + R, h, w]` are apart: `[B]`, the terms of `loss` with the teacher
+    as the truth; least, though not 0, where they are equal."""
+    sure = teacher[:, 0].float().sigmoid()
+    found = F.binary_cross_entropy_with_logits(student[:, 0].float(), sure, reduction="none").mean((1, 2))
+    off = (student[:, 1:].float() - teacher[:, 1:].float()).abs().mean(1) * UNIT * sure
+    return found + DISTANCES * off.sum((1, 2)) / sure.sum((1, 2)).clamp_min(1e-6)
+
+
 def distances(ids: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """Distances `[P, R]` in pixels from pixels on objects to the border; `stars.outline` of many at once."""
     _, height, width = ids.shape

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from niwaki.instances.metrics import aji, mean_precision, panoptic_quality, true_positives
 from niwaki.instances.pairs import Pairs, pairs
+from niwaki.tally import packed
 
 Decode = Callable[..., list[npt.NDArray[np.int32]]]
 RESAMPLES = 1000
@@ -47,7 +48,7 @@ class Objects:
         self.confusion += true_positives(table, 0.5)
         self.scores.append(scored(table, detail=self._detail))
         if self._detail:
-            self.kept.append({"shape": list(predicted.shape), "objects": len(table.predicted)})
+            self.kept.append(packed(predicted > 0))
 
     def score(self) -> dict[str, Any]:
         """Means over images: `ap50` (TP / (TP + FP + FN) at an IoU above 0.5) with the ends `low`, `high` of

@@ -90,9 +90,13 @@ def tiled(
             window = _padded(np.asarray(image[y : y + tile, x : x + tile]), tile)
             found = find(window)
             for k, (py, px) in enumerate((found.points + np.array((y, x))).tolist()):
-                if _within(py, core_y, slack, height) and _within(px, core_x, slack, width):
+                if not (_within(py, core_y, slack, height) and _within(px, core_x, slack, width)):
+                    continue
+                reaches = _reaches(found.crops[k], (y, x), tile, (height, width))
+                own = _within(py, core_y, 0, height) and _within(px, core_x, 0, width)
+                if own or not reaches:  # the neighbour sees more of one that is cut here
                     added = canvas.add(found.crops[k], (y, x), float(found.scores[k]), (py, px))
-                    cut += added and _reaches(found.crops[k], (y, x), tile, (height, width))
+                    cut += added and reaches
     return Tiled(labels=canvas.labels, scores=canvas.all_scores(), points=canvas.all_points(), cut=cut)
 
 

@@ -188,7 +188,8 @@ def _errors(work: Work, chosen: Point) -> dict[str, Any]:
 
 def _map_errors(work: Work, predict: evaluate.Predictor) -> dict[str, Any]:
     """Confusion matrix of pixels, and the class maps of the worst test images."""
-    test, spec, count = work.data.test, work.spec, len(work.task.classes)
+    test, spec, count = work.data.test, work.spec, max(2, len(work.task.classes))
+    objects = work.task.kind == "instances"  # shown as what is object and what is not
     found = evaluate.tally(predict, test, spec, work.task)
     worst = [int(i) for i in np.argsort(found.each(), kind="stable")[:WRONG]]
     return {
@@ -197,7 +198,7 @@ def _map_errors(work: Work, predict: evaluate.Predictor) -> dict[str, Any]:
             {
                 "image": overlays.side_by_side(
                     test.batch([i], spec)[0],
-                    test.targets([i], spec)[0],
+                    np.sign(test.targets([i], spec)[0]).clip(0) if objects else test.targets([i], spec)[0],
                     tally.unpacked(found.kept[i]),
                     count=count,
                 ),

@@ -128,7 +128,7 @@ def _natural(data: DataSet) -> tuple[int, int]:
 def choose_model(spec: Spec, task: Task) -> str:
     """The default network for images of that size, with labels or masks."""
     if task.dense:
-        return "niwaki:fast_scnn"
+        return "niwaki:star_unet" if task.kind == "instances" else "niwaki:fast_scnn"
     return "niwaki:small" if max(spec.size_hw) < SMALL else "timm:resnet18"
 
 
@@ -148,8 +148,8 @@ def check_output(model: nn.Module, spec: Spec, task: Task) -> None:
     if not (isinstance(shape, tuple) and task.fits(shape)):
         raise ModelError(
             f"model: it gives {shape} for one image, and the data has masks: expected logits [1, "
-            f"{len(task.classes)}, "
-            "h, w]. Take a segmentation network, such as niwaki:fast_scnn or smp:unet-resnet18.",
+            f"{len(task.classes)}, h, w]. Take a segmentation network, such as niwaki:fast_scnn or "
+            "smp:unet-resnet18; for objects niwaki:star_unet.",
             code="model-output",
         )
 

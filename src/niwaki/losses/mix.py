@@ -50,6 +50,8 @@ def mix(text: str, *, task: Task, counts: npt.NDArray[np.int64] | None = None) -
     Raises:
         PlanError: it cannot be read, or names what there is not. [loss-text]
     """
+    if task.kind == "instances":
+        raise _unreadable(text, "objects have one loss, their own; leave loss= out")
     parts = [_term(part, text, task, counts) for part in _PLUS.split(text)]
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
