@@ -162,12 +162,13 @@ def test_a_polygon_has_the_pixels_whose_centres_lie_in_it() -> None:
     assert outside.all() and not inside([60, 0, 70, 0, 70, 9], (40, 50)).any()
 
 
-def test_an_archive(tmp_path: Path) -> None:
+@pytest.mark.parametrize("around", ["", "one/"])
+def test_an_archive(tmp_path: Path, around: str) -> None:
     root = shapes.folder(tmp_path / "set")
     path = tmp_path / "set.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(root.rglob("*.*")):
-            archive.write(file, file.relative_to(root))
+            archive.write(file, f"{around}{file.relative_to(root)}")
     one, two = data.read(path), data.read(root)
     assert one.fingerprint == two.fingerprint
     np.testing.assert_array_equal(one.val.targets([0], SPEC), two.val.targets([0], SPEC))

@@ -190,9 +190,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, data.DataS
     root = tmp_path_factory.mktemp("segment")
     source = shapes.folder(root / "set", 40)
     plan = Plan(
-        step("train.fit", epochs=12, batch=4, lr=0.02, flip=True, loss="cross-entropy + dice"),
+        step("train.fit", epochs=10, batch=4, lr=0.02, flip=True, loss="cross-entropy + dice"),
         step("prune.channels", multiple=1, min_width=0),
-        step("distill.logits", epochs=4, batch=4, lr=0.01),
+        step("distill.logits", epochs=3, batch=4, lr=0.01),
     )
     arguments = {
         "model": small,
@@ -202,8 +202,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, data.DataS
         "budget": "macs=60%",
         "max_drop": 0.3,
     }
-    result = job.fit(source, **arguments, out=root / "run", ledger=6)
-    assert job.fit(source, **arguments, out=root / "run", ledger=6) == result  # a finished run returns at once
+    result = job.fit(source, **arguments, out=root / "run", ledger=4)
+    assert job.fit(source, **arguments, out=root / "run", ledger=4) == result  # a finished run returns at once
     return result, data.read(source), root / "run"
 
 

@@ -63,7 +63,10 @@ def test_networks_give_maps_of_any_size_and_name_their_auxiliary_modules(name: s
     assert model.auxiliary and set(model.auxiliary) <= set(modules)
 
 
-@pytest.mark.parametrize("name", OWN)
+HEAVY = ("bisenet_v2", "sfnet")  # analysing their graphs takes longest
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.bench] * (n in HEAVY)) for n in OWN])
 def test_networks_are_pruned_with_proof(name: str) -> None:
     torch.manual_seed(0)
     model, example = nets.build(f"niwaki:{name}", classes=4).eval(), torch.randn(1, 3, 64, 96)

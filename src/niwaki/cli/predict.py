@@ -113,7 +113,7 @@ def _batch(paths: list[Path], artifact: Artifact, predict: Any, *, top: int | No
         probabilities = predict(np.stack(images))
         good = (entry for entry in entries if "error" not in entry)
         for entry, row in zip(good, probabilities, strict=True):
-            entry |= _shares(artifact, row, top) if artifact.task.dense else _labels(artifact, row, top)
+            entry |= _labels(artifact, row, top)
     return entries
 
 
@@ -124,18 +124,6 @@ def _labels(artifact: Artifact, row: Any, top: int | None) -> dict[str, Any]:
     if top:
         found["top"] = [{"label": label, "score": score} for label, score in best]
     return found
-
-
-def _shares(artifact: Artifact, row: Any, top: int | None) -> dict[str, Any]:
-    """The share of an image's pixels that each class has, from probabilities `[K, H, W]`; largest first in
-    `top`."""
-    import numpy as np
-
-    counts = np.bincount(row.argmax(0).ravel(), minlength=len(row)) / row[0].size
-    shares = dict(zip(artifact.task.classes, counts.tolist(), strict=True))
-    best = sorted(shares.items(), key=lambda one: -one[1])[:top]
-    top_ones = [{"label": label, "score": share} for label, share in best if share > 0]
-    return {"label": best[0][0], "score": best[0][1], "shares": shares, "top": top_ones}
 
 
 def _text(entry: dict[str, Any]) -> str:

@@ -41,8 +41,8 @@ def listing(path: Path, where: str) -> Listing | Pairs:
             f"{where}: the zip archive is damaged ({printable(str(error))[:200]}). Make it again.",
             code="data-zip",
         ) from error
-    tree = _look_through(tree)
-    return pairs(tree, where) or arrange(tree, where)
+    masks = pairs(tree, where) or pairs(_below(tree), where)
+    return masks or arrange(_look_through(tree), where)
 
 
 def _ignored(info: zipfile.ZipInfo) -> bool:
@@ -115,7 +115,12 @@ def _look_through(tree: Tree) -> Tree:
     tops = {parts[0] for parts in (*tree.files, *tree.folders)}
     deep = any(len(parts) > 2 for parts in tree.files)
     shallow = any(len(parts) <= 2 for parts in tree.files)
-    if len(tops) != 1 or tops & set(SPLIT_NAMES) or not deep or shallow:
+    return tree if tops & set(SPLIT_NAMES) or not deep or shallow else _below(tree)
+
+
+def _below(tree: Tree) -> Tree:
+    """The tree below its only top folder; the same tree where there are several."""
+    if len({parts[0] for parts in (*tree.files, *tree.folders)}) != 1:
         return tree
     return Tree(
         files={parts[1:]: content for parts, content in tree.files.items()},

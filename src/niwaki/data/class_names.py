@@ -121,7 +121,6 @@ def _is_head(row: tuple[str, list[int]]) -> bool:
 def _unreadable(where: str, why: str) -> DataError:
     return DataError(
         f"{where}: the classes file cannot be used: {why}. Expected a line `name`, `id name` or `name r g b` "
-        "for "
-        "each class.",
+        "for each class.",
         code="mask-classes",
     )

@@ -94,8 +94,7 @@ def values(source: Path | bytes | Outlines, name: str, *, colours: bool) -> Valu
         return stored[..., 0]
     raise DataError(
         f"{name}: the mask holds colours, expected class ids. Put a classes.txt beside images/ and masks/ with "
-        "a "
-        "line `name r g b` for each class.",
+        "a line `name r g b` for each class.",
         code="mask-value",
     )
 

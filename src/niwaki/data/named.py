@@ -69,8 +69,7 @@ def camvid() -> Pairs:
         state = f"is {root!r} and has no camvid/trainannot" if root else "is not set"
         raise DataError(
             f"camvid: NIWAKI_DATA {state}. Set it to the folder that holds camvid/ with train, trainannot, "
-            "val, "
-            "valannot, test and testannot, as the SegNet tutorial publishes them.",
+            "val, valannot, test and testannot, as the SegNet tutorial publishes them.",
             code="data-unset",
         )
     return found

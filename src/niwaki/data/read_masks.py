@@ -193,16 +193,14 @@ def check_splits(
     if empty:
         raise DataError(
             f"{where}: class {empty[0]!r} has no pixel in a usable mask of train. Take it out of the classes "
-            "file, "
-            f"or mend its masks; {len(problems)} were left out.",
+            f"file, or mend its masks; {len(problems)} were left out.",
             code="data-class-empty",
         )
     for name in ("val", "test"):
         if name not in split and (asked[name] or name in found.given):
             raise DataError(
                 f"{where}: {name} has no image: too few to split, or none of it is usable ({len(problems)} "
-                "were "
-                "left out).",
+                "were left out).",
                 code="data-few-images",
             )
 

@@ -136,7 +136,6 @@ def _edge_loss(logits: Tensor, target: Tensor, width: int) -> Tensor:
 def _unusable(what: str) -> PlanError:
     return PlanError(
         f"training: {what}, so it can have no auxiliary head. `dict(model.named_modules())` lists them; "
-        "niwaki's own "
-        "segmentation networks name good ones in `auxiliary`.",
+        "niwaki's own segmentation networks name good ones in `auxiliary`.",
         code="loss-auxiliary",
     )

@@ -57,8 +57,7 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
     if (kind, len(sizes), gives) != (_BYTE, 4, _FLOAT) or len(rows) not in (2, 4) or sizes[0] != 1:
         raise RuntimeFailed(
             f"{path.name}: takes and gives {sides}, expected uint8 [1, H, W, C] and float32 [1, K] or [1, K, "
-            "H, W]. "
-            "It was not exported by niwaki.",
+            "H, W]. It was not exported by niwaki.",
             code="runtime-signature",
         )
 

@@ -67,8 +67,7 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
     if sides[0] != takes or sides[1] not in gives or image[0]["shape"][0] != 1:
         raise RuntimeFailed(
             f"{path.name}: takes and gives {sides}, expected uint8 [1, H, W, C] and float32 [1, K] or [1, K, "
-            "H, W]. "
-            "It was not exported by niwaki.",
+            "H, W]. It was not exported by niwaki.",
             code="runtime-signature",
         )
 

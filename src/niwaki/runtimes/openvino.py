@@ -152,8 +152,7 @@ def _checked(model: Any, path: Path) -> str:
     if sides not in ([[("u8", 4)], [("f32", rank)]] for rank in (2, 4)) or marked not in PRECISIONS:
         raise RuntimeFailed(
             f"{path.name}: takes and gives {sides}, expected uint8 [N, H, W, C] and float32 [N, K] or [N, K, "
-            "H, W]. "
-            "It was not exported by niwaki.",
+            "H, W]. It was not exported by niwaki.",
             code="runtime-signature",
         )
     return str(marked)
