@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from tests.unit.test_quantize import WIDE, Mobile, images, rounded, settled
+from torch import nn
 
-from niwaki import timing
-from niwaki.nets.cifar import CifarResNet
+from niwaki import bench, timing
+from niwaki.artifact import Artifact
 from niwaki.qdq import processors, saturate
 from niwaki.runtimes import onnx_export
 from niwaki.tasks import Classify
@@ -152,25 +153,29 @@ def test_depthwise_convolutions_never_saturate() -> None:
     assert np.array_equal(saturate.emulator(proto)(some), saturate.emulator(proto, saturates=False)(some))
 
 
-def exported(model: Any, path: Path) -> Any:
-    """The int8 file of a quantized model, as a ModelProto."""
-    return onnx.load(onnx_export.export(model, WIDE, path, task=TASK, precision="int8", prove=False))
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files of one network with 8-bit and with 7-bit weights."""
+    folder, out = tmp_path_factory.mktemp("files"), {}
+    net = settled(Mobile(), WIDE)
+    for name, bits in (("eight", 8), ("seven", 7)):
+        path = folder / f"{name}.onnx"
+        model = rounded(net, WIDE, bits=bits)
+        out[name] = onnx_export.export(model, WIDE, path, task=TASK, precision="int8", prove=False)
+    return out
 
 
-@pytest.mark.parametrize("build", [Mobile, lambda: CifarResNet(1, classes=3)])
-def test_whole_networks_equal_onnx_runtime_to_the_bit(tmp_path: Path, build: Any) -> None:
-    path = tmp_path / "q.onnx"
-    proto = exported(rounded(settled(build(), WIDE), WIDE), path)
+@pytest.mark.parametrize("name", ["eight", "seven"])
+def test_whole_networks_equal_onnx_runtime_to_the_bit(files: dict[str, Path], name: str) -> None:
     some = images(WIDE, 8)
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(files[name]), providers=["CPUExecutionProvider"])
     saturates = processors.kind(timing.isa()) == "pairs"
-    found = saturate.emulator(proto, saturates=saturates)(some)
+    found = saturate.emulator(onnx.load(files[name]), saturates=saturates)(some)
     assert np.array_equal(found, session.run(None, {"image": some})[0])
 
 
-def test_seven_bits_are_safe_and_eight_are_not(tmp_path: Path) -> None:
-    model = settled(CifarResNet(1, classes=3), WIDE)
-    eight, seven = (exported(rounded(model, WIDE, bits=bits), tmp_path / f"{bits}.onnx") for bits in (8, 7))
+def test_seven_bits_are_safe_and_eight_are_not(files: dict[str, Path]) -> None:
+    eight, seven = (onnx.load(files[name]) for name in ("eight", "seven"))
     assert saturate.safe_for(seven) == {"safe_for": ["vnni", "arm", "pairs"], "decided_by": "weights"}
     assert saturate.safe_for(eight)["safe_for"] == ["vnni", "arm"]
     bright = np.full((4, 16, 16, 3), 255, np.uint8)
@@ -195,17 +200,20 @@ def test_kinds_of_cpus(isa: list[str], wanted: str) -> None:
 
 
 def test_artifact_tells_for_which_cpus_its_int8_is_safe(tmp_path: Path) -> None:
-    from niwaki import bench
-    from niwaki.artifact import Artifact
+    model = rounded(
+        settled(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3136, 3)), WIDE), WIDE
+    )
+    saved = Artifact.save(tmp_path / "a.niwaki", model, spec=WIDE, task=TASK)
+    saved.export(precision="int8")
+    entry = Artifact.open(saved.path).exports["onnx"]["int8"]
+    assert entry["instruction_sets"] == {"safe_for": ["vnni", "arm"], "decided_by": "weights"}
+    assert "a.niwaki: int8 saturates on this CPU" in bench.warnings(saved, isa=["avx2"])[0]
+    assert bench.warnings(saved, isa=["avx2", "avx_vnni"]) == bench.warnings(saved, isa=["asimd"]) == []
+    assert saved.session(precision="int8")(images(WIDE, 2)).shape == (2, 3)
 
-    model = settled(CifarResNet(1, classes=3), WIDE)
-    for bits, safe in ((8, False), (7, True)):
-        net = rounded(model, WIDE, bits=bits)
-        saved = Artifact.save(tmp_path / f"{bits}.niwaki", net, spec=WIDE, task=TASK)
-        saved.export(precision="int8")
-        told = Artifact.open(saved.path).exports["onnx"]["int8"]["instruction_sets"]
-        assert told["safe_for"] == ["vnni", "arm", *(["pairs"] if safe else [])]
-        lines = bench.warnings(saved, isa=["avx2"])
-        assert not lines if safe else "8.niwaki: int8 saturates on this CPU" in lines[0]
-        assert bench.warnings(saved, isa=["avx2", "avx_vnni"]) == bench.warnings(saved, isa=["asimd"]) == []
-        assert saved.session(precision="int8")(images(WIDE, 2)).shape == (2, 3)
+
+def test_what_a_manifest_does_not_tell_is_not_taken_for_safe() -> None:
+    told = {"instruction_sets": {"safe_for": ["vnni", "pairs"]}}
+    assert processors.safe(told, ["avx2"]) and not processors.safe(told, ["asimd"])
+    for damaged in ({}, {"instruction_sets": None}, {"instruction_sets": {"safe_for": "pairs"}}):
+        assert not processors.safe(damaged, ["avx2"])
