@@ -91,7 +91,12 @@ def trained(tool: str, seed: int, given: argparse.Namespace, shared: dict[str, A
     if (folder / "row.json").exists():
         return json.loads((folder / "row.json").read_text())
     if tool == "niwaki":
-        small = by_niwaki(net, axes, example, None if given.plain else prune.calibration(calib, spec))
+        small = by_niwaki(
+            net,
+            axes,
+            example,
+            None if given.plain else prune.calibration(calib, spec, device=torch.device("cpu")),
+        )
     else:
         small = by_torch_pruning(net, axes, example)
     given_model = {"task": task, "spec": spec}

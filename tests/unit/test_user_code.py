@@ -188,3 +188,31 @@ def test_a_detector_backbone_and_a_segmentation_network(name: str) -> None:
     assert out.result == "module" and not out.left and out.error <= 1e-4
     assert type(out.model) is type(net)
     assert list(out.model(example)) == list(net(example))
+
+
+class Halves(nn.Module):
+    """A layer cut in two parts of one size, which an attribute each holds: each may then be of either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.right = self.left = 8
+        self.both = nn.Linear(24, 16)
+        self.wide, self.thin = nn.Linear(8, 24), nn.Linear(8, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = torch.split(self.both(x).relu(), [self.left, self.right], dim=-1)
+        return x + self.wide(left).sigmoid() * self.thin(right)
+
+
+def test_attributes_of_many_modules_are_found_where_each_allows_several_values() -> None:
+    """Six modules with nine choices each: 531 441 together, of which all but one fail."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 24), *(Halves() for _ in range(6)), nn.Linear(24, 5)).eval()
+    example = torch.randn(8, 3, 4, 4)
+    axes = surgery.analyse(net, example)
+    halves = [g for g in axes.groups if len(g.members) == 3]
+    assert len(halves) == 12
+    keep = {g.name: [0, 2, 5] if any("wide" in n for n, _ in g.members) else [1, 3, 4, 6, 7] for g in halves}
+    done = prune.cut(net, axes, keep, example=example)
+    assert done.result == "module" and done.error <= 1e-4
+    assert [(m.left, m.right) for m in done.model if isinstance(m, Halves)] == [(3, 5)] * 6

@@ -145,7 +145,16 @@ class _Steps(TorchFunctionMode):
 
 
 def _failure(small: nn.Module, axes: Axes, example: Any, wanted: Sequence[Tensor] | None) -> _Failure | None:
-    """What goes wrong in a forward pass, None where nothing does."""
+    """What goes wrong in a forward pass, None where nothing does; where is found by a second pass."""
+    try:
+        with quiet():
+            _compare(outputs(small, example), axes, wanted)
+    except Exception:  # the user's forward may raise anything at a wrong size
+        return _located(small, axes, example, wanted)
+    return None
+
+
+def _located(small: nn.Module, axes: Axes, example: Any, wanted: Sequence[Tensor] | None) -> _Failure | None:
     entered: list[str] = []
     inside: list[str] = []
 

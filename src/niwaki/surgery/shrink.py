@@ -7,7 +7,7 @@ seen. Both are only proposals; `prune.prove` shows that they compute the right t
 
 from __future__ import annotations
 
-import copy
+import itertools
 import math
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from niwaki.errors import ModelError
 from niwaki.surgery import mend, program, record
 from niwaki.surgery.axes import Axes, Keep, Kept
+from niwaki.surgery.copying import copied
 from niwaki.surgery.inputs import few, outputs
 from niwaki.surgery.resize import kept_groups
 from niwaki.surgery.rules import operator_of
@@ -90,9 +91,7 @@ def _sliced_model(model: nn.Module, axes: Axes, keep: Keep, kept: Kept | None) -
     if kept is None:
         kept = axes.kept_indices(keep)
     _check_not_empty(kept, keep)
-    small = copy.deepcopy(model)
-    _slice_tensors(small, kept)
-    return small
+    return copied(model, _cut_tensors(model, kept))
 
 
 def _check(axes: Axes, keep: Keep) -> None:
@@ -123,24 +122,12 @@ def _check_not_empty(kept: Kept, keep: Keep) -> None:
                 )
 
 
-def _slice_tensors(small: nn.Module, kept: Kept) -> None:
-    """Every parameter and buffer cut, a shared one once: it stays shared, whichever of its names is cut."""
-    places: dict[int, list[tuple[dict[str, Any], str]]] = {}
-    cuts: dict[int, dict[int, list[int]]] = {}
-    held: dict[int, Tensor] = {}
-    for path, module in small.named_modules():
-        for table in (module._parameters, module._buffers):
-            for name, tensor in table.items():
-                if tensor is None:
-                    continue
-                held[id(tensor)] = tensor
-                places.setdefault(id(tensor), []).append((table, name))
-                if found := kept.get(f"{path}.{name}" if path else name):
-                    cuts[id(tensor)] = found
-    for key, found in cuts.items():
-        new = sliced(held[key], found)
-        for table, name in places[key]:
-            table[name] = new
+def _cut_tensors(model: nn.Module, kept: Kept) -> dict[int, Tensor]:
+    """By its id, what stays of every parameter and buffer that loses some; a shared one stays shared."""
+    every = itertools.chain(
+        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    )
+    return {id(tensor): sliced(tensor, kept[name]) for name, tensor in every if name in kept}
 
 
 def sliced(tensor: Tensor, cuts: dict[int, list[int]]) -> Tensor:
