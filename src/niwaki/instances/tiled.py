@@ -73,7 +73,7 @@ def tiled(
 
     Args:
         find: the objects of one window u8 `[T, T, C]`, points and crops counted from its corner; see `finder`.
-        tile: T, the side of a window. An image that is smaller is mirrored up to it.
+        tile: T, the side of a window. An image that is smaller is padded with its median colour.
         context: pixels around a core, at least as far as the largest object reaches from its point.
         slack: pixels beyond a core where points still count.
         overlap: of two tiles' objects that share more than this of the smaller one, the later goes.
@@ -89,11 +89,13 @@ def tiled(
         for core_x, x in cores(width, tile, context):
             window = _padded(np.asarray(image[y : y + tile, x : x + tile]), tile)
             found = find(window)
-            for k, (py, px) in enumerate((found.points + np.array((y, x))).tolist()):
-                if not (_within(py, core_y, slack, height) and _within(px, core_x, slack, width)):
+            # an object that the image's border cuts may have its point beyond it
+            points = np.clip(found.points + np.array((y, x)), 0, (height - 1, width - 1))
+            for k, (py, px) in enumerate(points.tolist()):
+                if not (_within(py, core_y, slack) and _within(px, core_x, slack)):
                     continue
                 reaches = _reaches(found.crops[k], (y, x), tile, (height, width))
-                own = _within(py, core_y, 0, height) and _within(px, core_x, 0, width)
+                own = _within(py, core_y, 0) and _within(px, core_x, 0)
                 if own or not reaches:  # the neighbour sees more of one that is cut here
                     added = canvas.add(found.crops[k], (y, x), float(found.scores[k]), (py, px))
                     cut += added and reaches
@@ -120,15 +122,18 @@ def cores(side: int, tile: int, context: int) -> Iterator[tuple[Range, int]]:
         begin = end
 
 
-def _within(place: int, core: Range, slack: int, side: int) -> bool:
-    return core[0] - slack <= place < core[1] + slack and place < side
+def _within(place: int, core: Range, slack: int) -> bool:
+    return core[0] - slack <= place < core[1] + slack
 
 
 def _padded(window: ImageU8, tile: int) -> ImageU8:
-    lacking = [(0, max(0, tile - side)) for side in window.shape[:2]]
-    if not any(after for _, after in lacking):
+    """The window at the tile's size; what is added has the median colour: mostly background, and no objects."""
+    if window.shape[:2] == (tile, tile):
         return window
-    return np.pad(window, (*lacking, (0, 0)), mode="symmetric")
+    out = np.empty((tile, tile, window.shape[2]), window.dtype)
+    out[:] = np.median(window, axis=(0, 1)).astype(window.dtype)
+    out[: window.shape[0], : window.shape[1]] = window
+    return out
 
 
 def _reaches(crop: Crop, corner: Range, tile: int, shape: Range) -> bool:
@@ -150,7 +155,7 @@ class _Canvas:
     def add(self, crop: Crop, corner: Range, score: float, point: Range) -> bool:
         """Whether an object was drawn: not, where it is one that is there already."""
         y, x, mask = crop[0] + corner[0], crop[1] + corner[1], crop[2]
-        mask = mask[: self.labels.shape[0] - y, : self.labels.shape[1] - x]  # not what was mirrored
+        mask = mask[: self.labels.shape[0] - y, : self.labels.shape[1] - x]  # not what was padded
         window = self.labels[y : y + mask.shape[0], x : x + mask.shape[1]]
         area = int(np.count_nonzero(mask))
         numbers, shared = np.unique(window[mask], return_counts=True)
