@@ -44,7 +44,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(source: Path) -> Path:
-    """A trained network, then one channel of each layer blown up where int8 has one scale: the same function."""
+    """A trained network, then a channel of each layer blown up where int8 has one scale: the same function."""
     torch.manual_seed(0)
     read = data.read(source)
     model = train.fit(
