@@ -37,8 +37,7 @@ from niwaki import Instances, Spec, data, evaluate, images, instances, nets, run
 from niwaki.instances.tally import interval, scored
 
 SIDE, CONTEXT, LEARNED = 256, 64, 128
-THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
-OVERLAPS = (0.3, 0.5)
+THRESHOLDS, OVERLAPS = (0.3, 0.4, 0.5, 0.6), (0.4,)
 Maps = npt.NDArray[np.integer[Any]]
 
 
@@ -52,13 +51,15 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     read = data.read("dsb2018")
     if given.small:
+        given.epochs, given.out = 1, given.out + "-small"
         read = dataclasses.replace(read, train=read.train.take(8), val=read.val.take(4), test=read.test.take(6))
-    folder = Path(given.out)
+    root = Path(given.out)
+    folder = root / f"epochs-{given.epochs}-lr-{given.lr:g}-seed-{given.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     test = [_pair(read.test, row) for row in range(len(read.test))]
     kinds = _kinds(read.test)
-    baseline = _baseline(read, folder)
-    rows = {"Otsu + watershed": _kept(folder / "baseline.json", lambda: _rows(baseline, test))}
+    baseline = _baseline(read, root)
+    rows = {"Otsu + watershed": _kept(root / "baseline.json", lambda: _rows(baseline, test))}
     if not given.baseline:
         try:
             predict = _predictor(_trained(read, given, folder), folder)
@@ -66,7 +67,9 @@ def main() -> None:
             print(f"stopped after {given.minutes} minutes; the same command goes on")
             return
         task = _chosen(predict, read, folder)
-        rows |= _all_ways(predict, task, test)
+        for name, make in _ways(predict, task, test).items():
+            rows[name] = _kept(folder / f"{name.split(', ')[1].replace(' ', '-')}.json", make)
+            _table({name: rows[name]}, kinds)
     _table(rows, kinds)
     (folder / "scores.json").write_text(json.dumps({"kinds": kinds, "rows": rows}))
     if given.picture and not given.baseline:
@@ -170,10 +173,9 @@ def _trained(read: data.DataSet, given: argparse.Namespace, folder: Path) -> tor
         model.load_state_dict(load_file(weights))
         return model.eval()
     windows = data.windows(read.train, (LEARNED, LEARNED), most=3)
-    epochs = 1 if given.small else given.epochs
-    print(f"{len(read.train)} images, {len(windows)} windows, {epochs} epochs")
+    print(f"{len(read.train)} images, {len(windows)} windows, {given.epochs} epochs")
     model = train.fit(
-        model, task=read.task, spec=Spec(size_hw=(LEARNED, LEARNED)), train=windows, epochs=epochs, batch=8,
+        model, task=read.task, spec=Spec(size_hw=(LEARNED, LEARNED)), train=windows, epochs=given.epochs, batch=8,
         lr=given.lr, flip=True, augment="weak", seed=given.seed, checkpoint=folder / "train.checkpoint",
         show=_clock(given),
     )  # fmt: skip
@@ -241,12 +243,14 @@ def _rows(make: Callable[[npt.NDArray[np.uint8]], Maps], test: list[Any]) -> dic
     return {"seconds": seconds, "images": found, "objects": sum(len(np.unique(one)) - 1 for one in maps)}
 
 
-def _all_ways(predict: evaluate.Predictor, task: Instances, test: list[Any]) -> dict[str, Any]:
+def _ways(
+    predict: evaluate.Predictor, task: Instances, test: list[Any]
+) -> dict[str, Callable[[], dict[str, Any]]]:
     """The network in tiles that see their surroundings, in tiles that do not, and with overlaps left in."""
     return {
-        "niwaki, tiles with context": _rows(lambda image: _found(predict, task, image, CONTEXT), test),
-        "niwaki, tiles cut hard": _rows(lambda image: _hard(predict, task, image), test),
-        "niwaki, overlaps not fixed": _overlapping(predict, task, test),
+        "niwaki, tiles with context": lambda: _rows(lambda image: _found(predict, task, image, CONTEXT), test),
+        "niwaki, overlaps not fixed": lambda: _overlapping(predict, task, test),
+        "niwaki, tiles cut hard": lambda: _rows(lambda image: _hard(predict, task, image), test),
     }
 
 
@@ -272,7 +276,9 @@ def _overlapping(predict: evaluate.Predictor, task: Instances, test: list[Any]) 
             objects += len(np.unique(labels)) - 1
             found.append(scored(instances.pairs(true, labels)))
             continue
-        padded = np.pad(image, [(0, SIDE - side) for side in image.shape[:2]] + [(0, 0)], mode="symmetric")
+        padded = np.empty((SIDE, SIDE, 3), np.uint8)
+        padded[:] = np.median(image, axis=(0, 1)).astype(np.uint8)  # as `tiled` pads
+        padded[: image.shape[0], : image.shape[1]] = image
         one = find(padded)
         objects += len(one)
         crops = instances.object_crops(true)[1]
@@ -324,7 +330,7 @@ def outlined(image: npt.NDArray[np.uint8], labels: Maps) -> npt.NDArray[np.uint8
 def _given() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arg = parser.add_argument
-    arg("--epochs", default=5, type=int)
+    arg("--epochs", default=16, type=int)
     arg("--lr", default=1e-2, type=float, help="at a batch of 128; scaled by the root of the ratio")
     arg("--seed", default=0, type=int)
     arg("--threads", default=1, type=int)
