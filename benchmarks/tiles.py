@@ -130,8 +130,10 @@ def monai(folder: Path, args: argparse.Namespace) -> dict[str, float]:
     from tifffile import imread, imwrite
 
     predict = session(folder)
-    began = time.perf_counter()
-    image = torch.from_numpy(imread(folder / "scene.tif")).permute(2, 0, 1)[None]
+    first, began = resident_mb(), time.perf_counter()
+    image = (
+        torch.from_numpy(imread(folder / "scene.tif")).permute(2, 0, 1)[None].float()
+    )  # its weights ask for floats
 
     def call(patch: Any) -> Any:
         return torch.from_numpy(predict(patch.permute(0, 2, 3, 1).numpy().astype(np.uint8)))
@@ -141,7 +143,7 @@ def monai(folder: Path, args: argparse.Namespace) -> dict[str, float]:
     imwrite(
         folder / "monai.tif", out.argmax(1)[0].numpy().astype(np.uint8), tile=(512, 512), compression="zlib"
     )
-    return {"seconds": time.perf_counter() - began, "first_mb": 0.0}
+    return {"seconds": time.perf_counter() - began, "first_mb": first}
 
 
 def toolbelt(folder: Path, args: argparse.Namespace) -> dict[str, float]:
@@ -151,7 +153,7 @@ def toolbelt(folder: Path, args: argparse.Namespace) -> dict[str, float]:
     from tifffile import imread, imwrite
 
     predict = session(folder)
-    began = time.perf_counter()
+    first, began = resident_mb(), time.perf_counter()
     image = imread(folder / "scene.tif")
     slicer = ImageSlicer(
         image.shape, tile_size=(args.tile,) * 2, tile_step=(args.tile - args.overlap,) * 2, weight="pyramid"
@@ -163,7 +165,7 @@ def toolbelt(folder: Path, args: argparse.Namespace) -> dict[str, float]:
         merger.integrate_batch(torch.from_numpy(predict(part)), slicer.crops[start : start + BATCH])
     out = slicer.crop_to_orignal_size(merger.merge().argmax(0).numpy().astype(np.uint8))
     imwrite(folder / "toolbelt.tif", out, tile=(512, 512), compression="zlib")
-    return {"seconds": time.perf_counter() - began, "first_mb": 0.0}
+    return {"seconds": time.perf_counter() - began, "first_mb": first}
 
 
 RUNS = {"bare": bare, "niwaki": niwaki, "monai": monai, "toolbelt": toolbelt}
@@ -227,7 +229,7 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
         peak = max(one["peak_mb"] for one in found)
         print(
             f"{name:9} {statistics.median(seconds):8.1f} s   {share:5.2f} of the bare model's speed   peak "
-            f"{peak:7.0f} MB"
+            f"{peak:7.0f} MB, {peak - found[0].get('first_mb', 0):.0f} above its start"
         )
         if "failed" in found[0]:
             print(f"          failed: {found[0]['failed']}")
