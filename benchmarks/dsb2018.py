@@ -175,9 +175,9 @@ def _trained(read: data.DataSet, given: argparse.Namespace, folder: Path) -> tor
     windows = data.windows(read.train, (LEARNED, LEARNED), most=3)
     print(f"{len(read.train)} images, {len(windows)} windows, {given.epochs} epochs")
     model = train.fit(
-        model, task=read.task, spec=Spec(size_hw=(LEARNED, LEARNED)), train=windows, epochs=given.epochs, batch=8,
-        lr=given.lr, flip=True, augment="weak", seed=given.seed, checkpoint=folder / "train.checkpoint",
-        show=_clock(given),
+        model, task=read.task, spec=Spec(size_hw=(LEARNED, LEARNED)), train=windows, epochs=given.epochs,
+        batch=8, lr=given.lr, flip=True, augment="weak", seed=given.seed,
+        checkpoint=folder / "train.checkpoint", show=_clock(given),
     )  # fmt: skip
     save_file(model.state_dict(), weights)
     return model
