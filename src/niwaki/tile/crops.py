@@ -100,8 +100,16 @@ def crops(
         )
     said = [below.identity, above.identity, list(classes), crop, {k: s.names for k, s in made.items()}]
     mark = hashlib.sha256(files.dump_json(said)).hexdigest()
-    empty: Any = {"problems": (), "warnings": (), "fingerprint": mark, "flip": True}
-    return DataSet(classes=tuple(classes), **made, **empty)
+    return DataSet(
+        classes=tuple(classes),
+        train=made["train"],
+        val=made["val"],
+        test=made["test"],
+        problems=(),
+        warnings=(),
+        fingerprint=mark,
+        flip=True,
+    )
 
 
 def drawn(counts: npt.NDArray[np.int64], draws: int, *, seed: int) -> npt.NDArray[np.int64]:
