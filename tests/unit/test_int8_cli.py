@@ -13,6 +13,7 @@ import pytest
 from niwaki.cli import main, sensitivity
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
