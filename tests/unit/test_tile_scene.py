@@ -51,7 +51,7 @@ def python(code: str, *words: str | Path, check: bool = True) -> subprocess.Comp
 
 def test_strips_give_the_same_bits_as_the_whole_width(scene: Any) -> None:
     got = {}
-    for memory in (200, 2.68):
+    for memory in (200, 2.35):
         out = np.zeros((2, 300, 420), np.float32)
         stats = tile.predict(odds, scene, out, tile=64, overlap=40, memory_mb=memory, output="probabilities")
         got[stats.strips] = out
