@@ -47,10 +47,8 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "star_unet": star_unet,
 }
 
-
 LIBRARIES: dict[str, Callable[..., nn.Module]] = {"smp": libraries.smp, "torchvision": libraries.torchvision}
 """Segmentation networks of others, by the word before the colon."""
-FAMILIES = ("timm", "niwaki", *LIBRARIES)
 
 
 def build(name: str, *, classes: int, channels: int = 3, pretrained: bool = False) -> nn.Module:
