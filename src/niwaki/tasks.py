@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from niwaki import tally
 from niwaki.dense_metrics import IGNORE
-from niwaki.instances.task import Instances
+from niwaki.instances.task import Instances as Instances
 from niwaki.metrics import accuracy
 
 if TYPE_CHECKING:

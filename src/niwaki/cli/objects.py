@@ -20,6 +20,7 @@ def run(args: argparse.Namespace, artifact: Artifact) -> Answer:
     from niwaki import images, instances
 
     _check(args, artifact)
+    assert isinstance(artifact.task, instances.Instances)
     side = artifact.spec.size_hw[0]
     image = images.decode(args.paths[0], channels=artifact.spec.channels)
     predict = artifact.session("onnx", precision=args.precision, threads=args.threads)

@@ -18,12 +18,14 @@ from niwaki.instances.nms import matrix_nms, nms
 from niwaki.instances.overlaps import Policy, resolve_overlaps
 from niwaki.instances.pairs import Pairs, joined, pairs, pairs_of_masks
 from niwaki.instances.stars import Found
+from niwaki.instances.task import Instances
 from niwaki.instances.tiled import Tiled, finder, tiled
 
 __all__ = [
     "THRESHOLDS",
     "Crop",
     "Found",
+    "Instances",
     "Pairs",
     "Policy",
     "Tiled",

@@ -48,7 +48,7 @@ class Objects:
         self.confusion += true_positives(table, 0.5)
         self.scores.append(scored(table, detail=self._detail))
         if self._detail:
-            self.kept.append(packed(predicted > 0))
+            self.kept.append(packed((predicted > 0).astype(np.uint8)))
 
     def score(self) -> dict[str, Any]:
         """Means over images: `ap50` (TP / (TP + FP + FN) at an IoU above 0.5) with the ends `low`, `high` of

@@ -39,6 +39,7 @@ class StarUNet(nn.Module):
         self.up = nn.ModuleList(ConvNorm(a, a, 3) for a in widths[:-1])
         self.features = ConvNorm(widths[0], 2 * widths[0], 3)
         self.predict = nn.Conv2d(2 * widths[0], classes + RAYS, 1)
+        assert self.predict.bias is not None
         nn.init.constant_(self.predict.bias[:classes], -2.0)  # most points are background
         nn.init.constant_(self.predict.bias[classes:], 1.0)
 
