@@ -47,7 +47,8 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
     if kind in _SHARED or kind in _SHARED_TOO:
         return value
     if kind in (dict, OrderedDict) and id(value) not in memo:
-        memo[id(value)] = new = kind()
+        new: dict[Any, Any] = kind()
+        memo[id(value)] = new
         new.update((name, _value(one, memo)) for name, one in value.items())
         return new
     if isinstance(value, nn.Module):

@@ -67,11 +67,9 @@ def crops(
     side = 4 * crop if block is None else block
     if above.shape != (*below.shape[:2], 1) or above.dtype.kind not in "iu" or not 0 < crop <= side - gap:
         raise DataError(
-            f"crops: the scene has {list(below.shape)}, the mask {above.dtype} {list(above.shape)}, "
-            f"crop={crop}, "
-            f"block={side}, gap={gap}; expected a mask of whole numbers [H, W] of the scene's size, and "
-            "blocks that "
-            "hold a crop and the gap.",
+            f"crops: the scene has {list(below.shape)}, the mask {above.dtype} {list(above.shape)}, crop={crop}, "
+            f"block={side}, gap={gap}; expected a mask of whole numbers [H, W] of the scene's size, and blocks "
+            "that hold a crop and the gap.",
             code="tile-format",
         )
     dealt = _dealt(below.shape, side, val=val, test=test, seed=seed)
@@ -84,8 +82,7 @@ def crops(
         if not places:
             raise DataError(
                 f"crops: no crop of {name} has classes on {labelled:.0%} of its pixels. Make crops or blocks "
-                "smaller, "
-                "or ask for less.",
+                "smaller, or ask for less.",
                 code="data-few-images",
             )
         if name == "train" and draws is not None:
