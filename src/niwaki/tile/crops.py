@@ -65,13 +65,7 @@ def crops(
     below = open_source(scene, memory=int(memory_mb * (1 << 20) / 2))
     above = class_map(mask)
     side = 4 * crop if block is None else block
-    if above.shape != (*below.shape[:2], 1) or above.dtype.kind not in "iu" or not 0 < crop <= side - gap:
-        raise DataError(
-            f"crops: the scene has {list(below.shape)}, the mask {above.dtype} {list(above.shape)}, crop={crop}, "
-            f"block={side}, gap={gap}; expected a mask of whole numbers [H, W] of the scene's size, and blocks "
-            "that hold a crop and the gap.",
-            code="tile-format",
-        )
+    _check(below.shape, above, crop=crop, side=side, gap=gap)
     dealt = _dealt(below.shape, side, val=val, test=test, seed=seed)
     scaled = pixels.scaler(below.dtype, scale)
     made: dict[str, Samples] = {}
@@ -107,6 +101,16 @@ def crops(
         fingerprint=mark,
         flip=True,
     )
+
+
+def _check(scene: Sequence[int], mask: Any, *, crop: int, side: int, gap: int) -> None:
+    if mask.shape != (*scene[:2], 1) or mask.dtype.kind not in "iu" or not 0 < crop <= side - gap:
+        raise DataError(
+            f"crops: the scene has {list(scene)}, the mask {mask.dtype} {list(mask.shape)}, crop={crop}, "
+            f"block={side}, gap={gap}; expected a mask of whole numbers [H, W] of the scene's size, and blocks "
+            "that hold a crop and the gap.",
+            code="tile-format",
+        )
 
 
 def drawn(counts: npt.NDArray[np.int64], draws: int, *, seed: int) -> npt.NDArray[np.int64]:
