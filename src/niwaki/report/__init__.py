@@ -10,7 +10,7 @@ The record is plain JSON. A part that is missing or empty is left out of the pag
     name         str, the run's name: the page's title
     data         {"source": str, "train": int, "val": int, "test": int}: images in each split
     model        str, as it was asked for: "niwaki:small", "timm:resnet18", "net.py:make"
-    metric       name of the main score: "accuracy" (when left out) or "miou"
+    metric       name of the main score: "accuracy" (when left out), "miou" or "ap50"
     budget       {"asked": "latency=50%", "got": 0.48, "met": true, "max_drop": 0.01, "note": str}
                  `got` in the budget's own terms: a share 0..1, a count, bytes or ms. `note`
                  (optional): what a reader must know, such as "atoms are coarser than 2 %"
@@ -18,7 +18,7 @@ The record is plain JSON. A part that is missing or empty is left out of the pag
     stages       list, in order, the uncompressed one first, of
                  {"name": "baseline" | "pruned" | "distilled" | "int8" | "unpruned int8" | any,
                   "cost": {"macs", "params", "bytes", "ms"},            each a number or null
-                  "val", "test": {"accuracy" or "miou", "low", "high"} or null,   0..1, 95 % interval
+                  "val", "test": {its number, "low", "high"} or null,   0..1, 95 % interval
                   "flipped": share 0..1 of test predictions unlike the baseline's, or null}
     points       every point tried, the baseline among them: list of
                  {"name": str, "cost": {as above}, "accuracy": 0..1 or null (val),

@@ -55,7 +55,7 @@ def ratio(record: Mapping[str, Any], field: str) -> float | None:
     return None if not before or after is None else float(after / before)
 
 
-SCORES = {"accuracy": "accuracy", "miou": "mIoU"}
+SCORES = {"accuracy": "accuracy", "ap50": "AP@0.5", "miou": "mIoU"}
 """Main scores in words."""
 
 
