@@ -12,7 +12,21 @@ import pytest
 import torch
 from PIL import Image
 
-from niwaki import Artifact, Instances, Spec, data, evaluate, instances, nets, prune, train
+from niwaki import (
+    Artifact,
+    Instances,
+    Plan,
+    Spec,
+    data,
+    evaluate,
+    instances,
+    job,
+    losses,
+    nets,
+    prune,
+    step,
+    train,
+)
 from niwaki.cli import main
 from niwaki.data import augment_masks
 from niwaki.data.objects import ObjectMask
@@ -322,7 +336,7 @@ def from_the_shell(saved: Artifact, image: np.ndarray, direct: np.ndarray, folde
     results = json.loads((folder / "out.json").read_text())
     assert sorted(one["area"] for one in results) == sorted(instances.areas(direct).values())
     for wrong in ([], ["-o", "out.tif"], ["-o", "out.npy", "--overlap", "64"]):
-        assert main([*words, *wrong]) == 2
+        assert main([*words, *wrong]) == 1
 
 
 # --- tiles
@@ -412,3 +426,30 @@ def test_faults_of_tiles() -> None:
         with pytest.raises(PlanError) as found:
             instances.tiled(seen, image, **{"tile": 64, "context": 20, **knobs})
         assert found.value.code == "instances-tile"
+
+
+@pytest.mark.slow
+def test_the_main_job_takes_objects(tmp_path: Path) -> None:
+    """Read, train, prune, distil, int8, ledger, report: what labels and class maps go through."""
+    plan = Plan(
+        step("train.fit", epochs=1, batch=4, lr=0.02),
+        step("prune.channels"),
+        step("distill.logits", epochs=1, batch=4, lr=0.01),
+    )
+    given = {"plan": plan, "size": 64, "epochs": 0, "budget": "macs=60%", "max_drop": 1.0, "ledger": 2}
+    result = job.fit(write(tmp_path / "set", 20), **given, out=tmp_path / "run")
+    artifact = Artifact.open(result["artifact"])
+    assert artifact.task == TASK and artifact.manifest["builder"] == "niwaki:star_unet"
+    assert result["cost"]["pruned"]["macs"] <= 0.6 * result["cost"]["baseline"]["macs"]
+    assert {"ap50", "low", "high", "pq", "aji"} <= set(result["scores"]["baseline"]["test"])
+    assert (tmp_path / "run" / "report.html").exists()
+    output = artifact.session("onnx", precision="int8")(discs(0)[0][None])
+    assert output.shape == (1, 33, 32, 32) and output[:, 0].min() >= 0 and output[:, 0].max() <= 1
+
+
+def test_a_student_is_nearest_where_it_gives_what_the_teacher_gives() -> None:
+    teacher = torch.from_numpy(np.concatenate([perfect(discs(k)[1]) for k in range(2)]))
+    same = star_loss.apart(teacher, teacher)
+    assert same.shape == (2,) and (star_loss.apart(teacher + 0.3, teacher) > same).all()
+    with pytest.raises(PlanError, match="one loss, their own"):
+        losses.mix("dice", task=TASK)
