@@ -18,6 +18,7 @@ from niwaki.data import corrupt
 from niwaki.job import measure
 from niwaki.job.baseline import Baseline, export_path
 from niwaki.job.points import Point
+from niwaki.surgery.program import Program
 
 if TYPE_CHECKING:
     from torch import nn
@@ -129,7 +130,9 @@ class _Exam:
         keep = self.chosen.found.keep
         if name == "baseline" or not keep:
             return self.base.model
-        return surgery.shrink(self.base.model, self.widths.axes, keep, example=self.widths.example).eval()
+        # where the class could not be mended or was quantized, the chosen model is a graph
+        cut = surgery.rewrite if isinstance(self.chosen.model, Program) else surgery.shrink
+        return cut(self.base.model, self.widths.axes, keep, example=self.widths.example).eval()
 
     def _attacks(self, name: str) -> dict[str, evaluate.ImagesU8]:
         """The images made against a float stage, once."""

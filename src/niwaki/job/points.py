@@ -19,6 +19,7 @@ from niwaki.job.baseline import PRECISIONS, Baseline, export_path
 from niwaki.job.climb import climbed
 from niwaki.job.widths import prune_step
 from niwaki.search import Found
+from niwaki.surgery import fake_quantize
 
 if TYPE_CHECKING:
     from niwaki.job.widths import Widths
@@ -73,10 +74,13 @@ def point(work: Work, base: Baseline, widths: Widths, name: str, found: Found) -
         "proof_error": proof["error"],
         "compensation": compensation,
     }
-    stage.save(work, artifact, model, extra=facts)
+    # a network trained with fake quantizers is int8: it has no float32 export
+    precisions = ("int8",) if fake_quantize.quantizers(model) else PRECISIONS
+    stage.save(work, artifact, model, precisions=precisions, extra=facts)
     scores["int8"] = measure.file_scores(work, f"{name}-int8", export_path(artifact, "int8"))
     scores["int8"], ladder = climbed(work, base, name, model, artifact, scores)
-    judged = _judge(work, base, widths, name, found, artifact, scores)
+    exports = {precision: export_path(artifact, precision) for precision in precisions}
+    judged = _judge(work, base, widths, name, found, exports, scores)
     return Point(
         name=name,
         found=found,
@@ -161,25 +165,24 @@ def _judge(
     widths: Widths,
     name: str,
     found: Found,
-    artifact: Path,
+    exports: Mapping[str, Path],
     scores: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Costs of the point's exports from one interleaved run with the uncompressed ones, and its default."""
-    exports = {precision: export_path(artifact, precision) for precision in PRECISIONS}
-    drops = {p: drop(base.scores, scores[STAGE_OF[p]]) for p in PRECISIONS}
+    drops = {p: drop(base.scores, scores[STAGE_OF[p]]) for p in exports}
 
     def default(timing: measure.Timing) -> tuple[str, float]:
         costs = _costs(work, found, exports, timing)
         reference = widths.baseline.with_(ms=timing[measure.REFERENCE]["ms"])
-        got = {p: measure.got(work.budget, costs[p], reference, timing[STAGE_OF[p]]) for p in PRECISIONS}
-        times = {p: timing[STAGE_OF[p]]["ms"] for p in PRECISIONS}
+        got = {p: measure.got(work.budget, costs[p], reference, timing[STAGE_OF[p]]) for p in exports}
+        times = {p: timing[STAGE_OF[p]]["ms"] for p in exports}
         chosen = choose_default(work.budget, work.arguments.max_drop, drops, got, times)
         return chosen, got[chosen]
 
     files_at = {
         measure.REFERENCE: base.exports["float32"],
         "unpruned int8": base.exports["int8"],
-        **{STAGE_OF[p]: exports[p] for p in PRECISIONS},
+        **{STAGE_OF[p]: path for p, path in exports.items()},
     }
     timing = measure.time_files(
         work,
@@ -189,7 +192,7 @@ def _judge(
         until=lambda timed: default(timed)[1] <= work.budget.value,
     )
     chosen, got = default(timing)
-    costs = _costs(work, found, exports, timing)
+    costs = {"float32": found.cost, **_costs(work, found, exports, timing)}
     return {
         "costs": {"pruned": costs["float32"], "distilled": costs["float32"], "int8": costs["int8"]},
         "timing": timing,

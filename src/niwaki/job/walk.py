@@ -105,7 +105,7 @@ def _note_gain(work: Work, chosen: Point) -> None:
             *compared,
         ]
     for name, other, words in compared:
-        if ms[name] >= NO_GAIN * ms[other]:
+        if name in ms and other in ms and ms[name] >= NO_GAIN * ms[other]:
             work.folder.note(f"no gain: {name} takes {ms[name] / ms[other]:.2f} of the time of {words}")
 
 

@@ -1,0 +1,56 @@
+"""The main job with a plan that ends in quantization-aware training: one export, int8, its scales trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+
+from niwaki import job
+from niwaki.artifact import Artifact
+
+pytestmark = pytest.mark.slow
+
+PLAN = """
+[[step]]
+do = "prune.channels"
+
+[[step]]
+do = "distill.logits"
+
+[[step]]
+do = "quantize.qat"
+epochs = 1
+"""
+
+
+def micro(*, classes: int, channels: int) -> nn.Module:
+    """Two convolutions and a linear layer."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(),
+        nn.Conv2d(24, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes),
+    )  # fmt: skip
+
+
+def test_a_quantized_network_is_delivered_as_int8_alone(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    base = np.eye(3)[labels][:, None, None] * 120 + 60
+    images = np.clip(base + draw.integers(-40, 40, (90, 8, 8, 3)), 0, 255).astype(np.uint8)
+    np.savez(tmp_path / "colours.npz", images=images, labels=labels)
+    (tmp_path / "plan.toml").write_text(PLAN)
+    result = job.fit(
+        tmp_path / "colours.npz", model=micro, budget="macs=50%", plan=tmp_path / "plan.toml", epochs=3,
+        recover_epochs=2, max_drop=1.0, out=tmp_path / "run",
+    )  # fmt: skip
+    assert result["default"] == "int8" and result["budget"]["met"]
+    delivered = Artifact.open(tmp_path / "run" / "model.niwaki")
+    assert list(delivered.exports["onnx"]) == ["int8"]
+    assert delivered.session("onnx")(images[:4]).shape == (4, 3)
+    record = json.loads((tmp_path / "run" / "report.json").read_text())
+    cost = {stage["name"]: stage["cost"] for stage in record["stages"]}
+    assert cost["int8"]["ms"] > 0 and cost["distilled"]["ms"] is None  # what was not measured is not shown
