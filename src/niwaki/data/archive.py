@@ -76,6 +76,10 @@ def _tree(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], where: str) 
         if info.filename.startswith("/") or ".." in parts or "\\" in info.filename:
             tree.problems.append(_problem(name, where, "its path is absolute or leaves the archive"))
             continue
+        if not parts:
+            if not info.is_dir():
+                tree.problems.append(_problem(printable(info.filename), where, "it has no name"))
+            continue
         for depth in range(1, len(parts)):
             tree.folders.add(parts[:depth])
         if info.is_dir():
@@ -90,7 +94,6 @@ def _tree(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], where: str) 
                 tree.files[parts] = content
             else:
                 tree.problems.append(_problem(name, where, content))
-    tree.folders.discard(())
     return tree
 
 
@@ -119,8 +122,9 @@ def _look_through(tree: Tree) -> Tree:
 
 
 def _below(tree: Tree) -> Tree:
-    """The tree below its only top folder; the same tree where there are several."""
-    if len({parts[0] for parts in (*tree.files, *tree.folders)}) != 1:
+    """The tree below its only top folder; the same tree where there is more at the top."""
+    tops = {parts[0] for parts in (*tree.files, *tree.folders)}
+    if len(tops) != 1 or any(len(parts) == 1 for parts in tree.files):
         return tree
     return Tree(
         files={parts[1:]: content for parts, content in tree.files.items()},
