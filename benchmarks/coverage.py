@@ -226,6 +226,8 @@ def _line(row: Row) -> str:
 
 def page(rows: dict[str, Row]) -> str:
     """The table of docs/coverage.md."""
+    order = LIST.read_text().split()
+    rows = dict(sorted(rows.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
     outcomes = [outcome(row) for row in rows.values()]
     counts = ", ".join(f"{outcomes.count(word)} {word}" for word in dict.fromkeys(outcomes))
     worst = max((row["error"] for row in rows.values() if row.get("error") is not None), default=0.0)
@@ -236,10 +238,10 @@ def page(rows: dict[str, Row]) -> str:
 The smallest model (at most 30 M parameters, at most 288 pixels) of each of timm's module files, cut to half the
 multiply-adds. Written by `python benchmarks/coverage.py --page docs/coverage.md`; no figure is typed by hand.
 
-{len(rows)} models: {counts}.
+{len(rows)} models: {counts} (slow: more than {LIMIT:.0f} s for export, analysis and cut with both proofs).
 Worst proof error on redrawn weights {worst:.1e}. {modules} results are the model's own class, the others its
-graph with the same parameter names. Median of analysis, cut and both proofs {median(slow):.1f} s, export not
-counted.
+graph with the same parameter names. Median of analysis, cut and both proofs {median(slow):.1f} s, the longest
+{max(slow):.1f} s, export not counted; one thread of a shared virtual core.
 
 `prunable`: share of the parameters in groups that can shrink. `proof`: largest difference of any output from
 the original in which what was dropped counts for nothing, over the output's deviation, on redrawn weights.
