@@ -216,3 +216,23 @@ def test_attributes_of_many_modules_are_found_where_each_allows_several_values()
     done = prune.cut(net, axes, keep, example=example)
     assert done.result == "module" and done.error <= 1e-4
     assert [(m.left, m.right) for m in done.model if isinstance(m, Halves)] == [(3, 5)] * 6
+
+
+class Gated(nn.Module):
+    """Three gates out of one layer, each cut out by itself and spread over all channels, as in FocalNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.both = 16, nn.Conv2d(16, 16 + 3, 3)
+        self.levels = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gates = torch.split(self.both(x), [self.width, 3], dim=1)
+        return sum(F.gelu(level(x)) * gates[:, i : i + 1] for i, level in enumerate(self.levels))
+
+
+def test_a_channel_that_is_broadcast_by_itself_stays() -> None:
+    torch.manual_seed(0)
+    done = cut(Headed(Gated(), 16, 16).eval(), IMAGES)
+    assert done.result == "module" and done.error <= 1e-4
+    assert done.model.body.both.out_channels == 8 + 3

@@ -25,9 +25,11 @@ def elementwise(walk: Walk, node: Call) -> Rows:
     for x in walk.tensors_of(node):
         sizes = sizes_of(x)
         for back in range(1, len(sizes) + 1):
+            axis = axes_of(walk, x)[-back]
+            if sizes[-back] == 1:  # one channel cut out of several: without it there is nothing to broadcast
+                walk.atoms.keep(axis)
             if sizes[-back] != shape[-back] or shape[-back] == 1:
                 continue
-            axis = axes_of(walk, x)[-back]
             if seen[-back]:
                 walk.atoms.tie(out[-back], axis)
                 out[-back] = walk.atoms.resolve(axis)
