@@ -7,6 +7,7 @@ import hashlib
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -387,3 +388,13 @@ def test_limits_are_those_of_the_docs() -> None:
     rows = re.findall(r"^\| (\w+) \| ([\d.e-]+) \| ([\d.]+) \| ([\d.e-]+) \|", text, re.MULTILINE)
     found = {name: tuple(map(float, values)) for name, *values in rows}
     assert found == {k: (v.error, v.agreement, v.moved) for k, v in parity.LIMITS.items()}
+
+
+def test_no_thread_spins_on_after_a_call(made) -> None:
+    """It would take the core of the file that is timed next, or of another session of a server."""
+    _, _, images, path, _ = made
+    session = ONNX.open(path, threads=2)
+    session(images[:1])
+    before = time.process_time()
+    time.sleep(0.02)
+    assert time.process_time() - before < 0.01
