@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests import colours
 from torch import nn
 
 from niwaki import data, job, train
@@ -33,12 +33,8 @@ def micro(*, classes: int, channels: int) -> nn.Module:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """240 images 8x8 of three classes that differ in colour."""
-    draw = np.random.default_rng(0)
-    labels = np.arange(240) % 3
-    base = np.eye(3)[labels][:, None, None] * 90 + 60
-    images = np.clip(base + draw.integers(-50, 50, (240, 8, 8, 3)), 0, 255).astype(np.uint8)
     path = tmp_path_factory.mktemp("data") / "colours.npz"
-    np.savez(path, images=images, labels=labels)
+    colours.written(path, count=240, contrast=90, noise=50)
     return path
 
 

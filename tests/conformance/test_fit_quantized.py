@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
+from tests import colours
 from torch import nn
 
 from niwaki import job
@@ -37,11 +37,7 @@ def micro(*, classes: int, channels: int) -> nn.Module:
 
 
 def test_a_quantized_network_is_delivered_as_int8_alone(tmp_path: Path) -> None:
-    draw = np.random.default_rng(0)
-    labels = np.arange(90) % 3
-    base = np.eye(3)[labels][:, None, None] * 120 + 60
-    images = np.clip(base + draw.integers(-40, 40, (90, 8, 8, 3)), 0, 255).astype(np.uint8)
-    np.savez(tmp_path / "colours.npz", images=images, labels=labels)
+    images = colours.written(tmp_path / "colours.npz")
     (tmp_path / "plan.toml").write_text(PLAN)
     result = job.fit(
         tmp_path / "colours.npz", model=micro, budget="macs=50%", plan=tmp_path / "plan.toml", epochs=3,

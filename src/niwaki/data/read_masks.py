@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from niwaki.data.samples import DataSet, Problem, Samples, in_threads
 from niwaki.data.splits import divide
 from niwaki.errors import DataError
 
-_SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,13 @@ def assemble(
     split = split_of(seen, found, where, seed=seed, val=val, test=test, stored=stored)
     counts = np.array([coding.counts(one.found) for one in seen], np.int64)
     check_splits(found, where, split, counts, coding, problems, asked={"val": val, "test": test})
+
+    def mask(pair: Pair) -> Mask:
+        return Mask(source=pair.mask, name=pair.mask_name, coding=coding.places, colours=coding.colours)
+
     return DataSet(
         classes=coding.classes,
-        **{name: _samples(name, seen, split, counts, coding) for name in _SPLITS},
+        **{name: samples_of(name, seen, split, counts, mask) for name in SPLITS},
         problems=tuple(problems),
         warnings=tuple(warnings(seen, split, counts, coding)),
         fingerprint=fingerprint(seen, split, coding),
@@ -165,7 +169,7 @@ def split_of(
 
 
 def _restored(seen: Sequence[Seen], where: str, stored: Mapping[str, Any]) -> list[str]:
-    by_name = {str(name): split for split in _SPLITS for name in stored.get(split, ())}
+    by_name = {str(name): split for split in SPLITS for name in stored.get(split, ())}
     here = {one.pair.name for one in seen}
     if set(by_name) != here:
         gone, new = sorted(set(by_name) - here), sorted(here - set(by_name))
@@ -205,23 +209,25 @@ def check_splits(
             )
 
 
-def _samples(
+def samples_of(
     part: str,
     seen: Sequence[Seen],
     split: Sequence[str],
     counts: np.ndarray[Any, np.dtype[np.int64]],
-    coding: Coding,
+    mask: Callable[[Pair], Any],
+    *,
+    objects: bool = False,
 ) -> Samples:
+    """One split's images, their masks (`mask` makes one of a pair) and how many pixels each class has there."""
     rows = [i for i, name in enumerate(split) if name == part]
     pairs = [seen[i].pair for i in rows]
     return Samples(
         sources=[pair.image for pair in pairs],
         names=tuple(pair.name for pair in pairs),
         labels=np.zeros(len(rows), np.int64),
-        masks=[
-            Mask(source=p.mask, name=p.mask_name, coding=coding.places, colours=coding.colours) for p in pairs
-        ],
-        counts=counts[rows].reshape(len(rows), len(coding.classes)),
+        masks=[mask(pair) for pair in pairs],
+        counts=counts[rows].reshape(len(rows), counts.shape[1]),
+        objects=objects,
     )
 
 

@@ -187,16 +187,7 @@ def conditions(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, title
     across = _Axis(0.0, 1.0, left, WIDTH - 30, (0.0, 0.25, 0.5, 0.75, 1.0))
     bottom = top + high * len(rows)
     names = [name for name, _ in rows[0][1]] if rows else []
-    parts = []
-    for mark in across.ticks:
-        at = f"{across.at(mark):.1f}"
-        parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{top}" y2="{bottom}"/>')
-        parts.append(_text(across.at(mark), bottom + 18, _number(mark, percent=True), "middle", "tick"))
-    at_x = float(left)
-    for k, name in enumerate(names):
-        parts.append(f'<circle class="c{k % 5}" cx="{at_x + 6:.1f}" cy="16" r="5"/>')
-        parts.append(_text(at_x + 16, 20, name, "start", "tick"))
-        at_x += 40 + 6.6 * len(name)
+    parts = [*_grid(across, top, bottom, percent=True), *_legend(names, left)]
     for row, (condition, found) in enumerate(rows):
         y = top + high * row + high / 2
         parts.append(_text(left - 12, y + 4, condition, "end", "tick"))
@@ -224,16 +215,7 @@ def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, title: str,
     most = max((value for _, found in rows for _, value in found), default=0.0)
     across = _axis([0.0, most], left, WIDTH - 40)
     bottom = top + high * len(rows)
-    parts = []
-    for mark in across.ticks:
-        at = f"{across.at(mark):.1f}"
-        parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{top}" y2="{bottom}"/>')
-        parts.append(_text(across.at(mark), bottom + 18, _number(mark), "middle", "tick"))
-    at_x = float(left)
-    for k, kind in enumerate(kinds):
-        parts.append(f'<circle class="c{k % 5}" cx="{at_x + 6:.1f}" cy="16" r="5"/>')
-        parts.append(_text(at_x + 16, 20, kind, "start", "tick"))
-        at_x += 40 + 6.6 * len(kind)
+    parts = [*_grid(across, top, bottom), *_legend(kinds, left)]
     for row, (name, found) in enumerate(rows):
         y = top + high * row + 4
         parts.append(_text(left - 10, y + high / 2, _shorten(name, 34), "end", "tick"))
@@ -244,6 +226,26 @@ def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, title: str,
             parts.append(f'<g><title>{says}</title><rect class="c{k % 5}" {box}/></g>')
     parts.append(_text((left + WIDTH - 40) / 2, bottom + 38, x, "middle", "name"))
     return _svg(parts, title=title, height=bottom + 48)
+
+
+def _grid(across: _Axis, top: float, bottom: float, *, percent: bool = False) -> list[str]:
+    """A vertical line and its number at each tick."""
+    parts = []
+    for mark in across.ticks:
+        at = f"{across.at(mark):.1f}"
+        parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{top}" y2="{bottom}"/>')
+        parts.append(_text(across.at(mark), bottom + 18, _number(mark, percent=percent), "middle", "tick"))
+    return parts
+
+
+def _legend(names: Sequence[str], left: float) -> list[str]:
+    """A dot and a name for each colour, in a row at the top."""
+    parts, at = [], float(left)
+    for k, name in enumerate(names):
+        parts.append(f'<circle class="c{k % 5}" cx="{at + 6:.1f}" cy="16" r="5"/>')
+        parts.append(_text(at + 16, 20, name, "start", "tick"))
+        at += 40 + 6.6 * len(name)
+    return parts
 
 
 def heatmap(names: Sequence[str], counts: Sequence[Sequence[int]], *, title: str) -> str:

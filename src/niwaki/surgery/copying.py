@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_SHARED = (type(None), bool, int, float, complex, str, bytes, type, FunctionType, BuiltinFunctionType)
-_SHARED_TOO = (torch.dtype, torch.device, torch.Size)
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, type, FunctionType, BuiltinFunctionType)
+_SHARED = (*_PLAIN, torch.dtype, torch.device, torch.Size)
 _OWN_WAYS = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 
 
@@ -44,7 +44,7 @@ def _module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 def _value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in _SHARED or kind in _SHARED_TOO:
+    if kind in _SHARED:
         return value
     if kind in (dict, OrderedDict) and id(value) not in memo:
         new: dict[Any, Any] = kind()
