@@ -174,8 +174,8 @@ PEERS = {"monai": "monai", "toolbelt": "pytorch_toolbelt"}
 
 def equality(folder: Path, args: argparse.Namespace) -> tuple[float, float]:
     """Share of pixels whose class is that of a full canvas in float64, and of those that are clear."""
-    from niwaki.tile.raster import Windows
-    from niwaki.tile.tiff import open_tiff
+    from niwaki.rasters.raster import Windows
+    from niwaki.rasters.tiff import open_tiff
 
     raster = open_source(folder / "scene.tif", memory=0)
     axis = windows.axis(args.side, tile=args.tile, overlap=args.overlap)

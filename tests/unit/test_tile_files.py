@@ -16,7 +16,7 @@ from PIL import Image
 from niwaki import tile
 from niwaki.errors import DataError, NiwakiError
 from niwaki.tile import cog, geojson
-from niwaki.tile.raster import Geo, Windows
+from niwaki.rasters.raster import Geo, Windows
 from niwaki.tile.readers import open_source
 from niwaki.tile.scratch import Raw
 
@@ -131,7 +131,7 @@ def test_levels_of_a_pyramid(tmp_path: Path) -> None:
 
 def test_each_block_is_decoded_once(tmp_path: Path, monkeypatch: Any) -> None:
     tifffile.imwrite(tmp_path / "a.tif", draw(300, 400, dtype=np.uint8), tile=(64, 64), compression="zlib")
-    from niwaki.tile import codecs
+    from niwaki.rasters import codecs
 
     decoded = []
     plain = codecs.unpack

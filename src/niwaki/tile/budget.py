@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from niwaki.errors import BudgetError
-from niwaki.tile.raster import Raster
+from niwaki.rasters.raster import Raster
 from niwaki.tile.stitch import FLUSHED
 from niwaki.tile.windows import Axis
 

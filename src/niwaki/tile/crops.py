@@ -20,7 +20,7 @@ from niwaki.data.masks import pixel_counts
 from niwaki.data.samples import DataSet, Samples
 from niwaki.errors import DataError
 from niwaki.tile import pixels
-from niwaki.tile.raster import Raster, Windows
+from niwaki.rasters.raster import Raster, Windows
 from niwaki.tile.readers import Source, class_map, open_source
 
 Place = tuple[int, int]

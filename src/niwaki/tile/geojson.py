@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from niwaki.errors import DataError
 from niwaki.lazy import require
-from niwaki.tile.raster import Geo
+from niwaki.rasters.raster import Geo
 from niwaki.tile.scratch import Raw
 
 MOST_RUNS = 200_000

@@ -18,8 +18,8 @@ from PIL import Image
 from niwaki.errors import DataError
 from niwaki.images import decode, printable
 from niwaki.lazy import require
-from niwaki.tile.raster import Pixels, Raster
-from niwaki.tile.tiff import open_tiff
+from niwaki.rasters.raster import Pixels, Raster
+from niwaki.rasters.tiff import open_tiff
 
 Source = str | Path | np.ndarray[Any, Any]
 

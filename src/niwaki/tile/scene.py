@@ -22,7 +22,7 @@ from niwaki.errors import RuntimeFailed, SpecError
 from niwaki.tile import pixels, windows, writers
 from niwaki.tile.budget import MB, Layout, Strip, layout
 from niwaki.tile.memory import peak_mb, resident_mb
-from niwaki.tile.raster import Raster, Windows
+from niwaki.rasters.raster import Raster, Windows
 from niwaki.tile.readers import Source, open_source
 from niwaki.tile.receptive import Field
 from niwaki.tile.stitch import Band, best

@@ -20,7 +20,7 @@ from PIL import Image
 from niwaki import files
 from niwaki.errors import DataError
 from niwaki.overlays import palette
-from niwaki.tile.raster import Raster, Windows
+from niwaki.rasters.raster import Raster, Windows
 from niwaki.tile.readers import class_map, open_source
 from niwaki.tile.viewer_page import PAGE
 

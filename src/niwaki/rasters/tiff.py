@@ -8,8 +8,10 @@ Shape letters: H W pixels, C channels, h w of a block.
 
 from __future__ import annotations
 
+import io
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +21,33 @@ import numpy.typing as npt
 from niwaki.errors import DataError
 from niwaki.images import printable
 from niwaki.lazy import require
-from niwaki.tile import codecs
-from niwaki.tile.geotags import from_tags
-from niwaki.tile.raster import Pixels, Raster
+from niwaki.rasters import codecs
+from niwaki.rasters.geotags import from_tags
+from niwaki.rasters.raster import Pixels, Raster
 
-_PALETTE, _WHITE_IS_ZERO = 3, 0
+_PALETTE, _WHITE_IS_ZERO, _RGB = 3, 0, 2
 _SHOW = (
     "gdal_translate -of COG -co BIGTIFF=IF_SAFER {0} {1}.cog.tif   (or: vips tiffsave {0} {1}.tiled.tif --tile)"
 )
 
 
-def open_tiff(path: Path, *, level: int = 0, coloured: bool = True) -> Raster:
+def open_tiff(
+    path: Path | bytes, *, level: int = 0, coloured: bool = True, name: str | None = None
+) -> Raster:
     """A TIFF's first image as a Raster.
 
     Args:
+        path: the file, or its content.
+        name: what messages call it; the file's name when not told.
         level: of a pyramid, 0 being the full size.
         coloured: numbers of a palette become its colours.
     Raises:
         DataError: it is damaged, or of a kind that is not read. [tile-corrupt, tile-format]
     """
     tifffile = require("tifffile", extra="tiles")
-    name = printable(path.name)
+    name = name or (f"TIFF of {len(path)} bytes" if isinstance(path, bytes) else printable(path.name))
     try:
-        with tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(io.BytesIO(path) if isinstance(path, bytes) else path) as file:
             levels = _levels(file)
             if not 0 <= level < len(levels):
                 raise DataError(
@@ -53,7 +59,6 @@ def open_tiff(path: Path, *, level: int = 0, coloured: bool = True) -> Raster:
         raise
     except Exception as error:  # a damaged file leads the parser to errors of many kinds
         raise _corrupt(name, error) from error
-    state = path.stat()
     return Raster(
         name=name,
         shape=page.shape,
@@ -63,9 +68,18 @@ def open_tiff(path: Path, *, level: int = 0, coloured: bool = True) -> Raster:
         extra=2 * page.most,
         nodata=page.nodata,
         geo=geo,
-        identity=[str(path.resolve()), state.st_size, state.st_mtime_ns, level],
+        identity=_identity(path, level),
+        palette=page.palette is not None,
+        alpha=page.alpha,
         close=page.close,
     )
+
+
+def _identity(path: Path | bytes, level: int) -> Any:
+    if isinstance(path, bytes):
+        return None
+    state = path.stat()
+    return [str(path.resolve()), state.st_size, state.st_mtime_ns, level]
 
 
 def _levels(file: Any) -> list[Any]:
@@ -80,10 +94,24 @@ def _scale(full: Any, page: Any) -> tuple[float, float]:
     return full.imagelength / page.imagelength, full.imagewidth / page.imagewidth
 
 
+def _content(source: Path | bytes) -> tuple[Callable[[int, int], bytes], Callable[[], None], int]:
+    """How `count` bytes from an offset on are read, how the file is let go of, and its size in bytes."""
+    if isinstance(source, bytes):
+        return lambda count, offset: source[offset : offset + count], lambda: None, len(source)
+    handle, lock = [os.open(source, os.O_RDONLY)], threading.Lock()
+
+    def close() -> None:
+        with lock:
+            if handle:
+                os.close(handle.pop())
+
+    return lambda count, offset: os.pread(handle[0], count, offset), close, source.stat().st_size
+
+
 class _Page:
     """What is needed of one page's tags to read its blocks."""
 
-    def __init__(self, file: Any, page: Any, path: Path, name: str, *, coloured: bool) -> None:
+    def __init__(self, file: Any, page: Any, path: Path | bytes, name: str, *, coloured: bool) -> None:
         self.name = name
         self.height, self.width = int(page.imagelength), int(page.imagewidth)
         self.samples, self.planar = int(page.samplesperpixel), page.planarconfig == 2
@@ -93,7 +121,7 @@ class _Page:
         self.stored = page.dtype
         self.tables = page.jpegtables
         self.offsets, self.counts = page.dataoffsets, page.databytecounts
-        self._check(page, path)
+        self._check(page)
         rows = min(int(page.rowsperstrip or self.height), self.height)
         self.block = (int(page.tilelength), int(page.tilewidth)) if page.is_tiled else (rows, self.width)
         self.tiled = bool(page.is_tiled)
@@ -107,10 +135,10 @@ class _Page:
         self.shape = (self.height, self.width, channels)
         self.nodata = _nodata(page)
         self.most = self.block[0] * self.block[1] * self.samples * self.dtype.itemsize
-        self._file, self._lock = os.open(path, os.O_RDONLY), threading.Lock()
-        self._size = path.stat().st_size
+        self.alpha = self.photometric == _RGB and self.samples == 4 and 0 not in page.extrasamples[:1]
+        self._read, self.close, self._size = _content(path)
 
-    def _check(self, page: Any, path: Path) -> None:
+    def _check(self, page: Any) -> None:
         """Raises for what is not read, before a pixel is."""
         kinds = (*codecs.BYTES, *codecs.PICTURES)
         reason = ""
@@ -127,18 +155,11 @@ class _Page:
         elif page.imagedepth > 1:
             reason = "a volume"
         if reason:
-            shown = printable(path.name)
             raise DataError(
-                f"{shown}: this kind of TIFF is not read: {reason}. Convert it: "
-                f"{_SHOW.format(shown, printable(path.stem))}.",
+                f"{self.name}: this kind of TIFF is not read: {reason}. Convert it: "
+                f"{_SHOW.format(self.name, Path(self.name).stem)}.",
                 code="tile-format",
             )
-
-    def close(self) -> None:
-        with self._lock:
-            if self._file >= 0:
-                os.close(self._file)
-            self._file = -1
 
     def load(self, y0: int, y1: int, x0: int, x1: int) -> Pixels:
         """The block whose corner is (y0, x0), cut at the edge of the scene: `[y1 - y0, x1 - x0, C]`."""
@@ -164,7 +185,7 @@ class _Page:
             return np.full(shape, 0 if self.nodata is None else self.nodata, self.stored)
         if offset + count > self._size:
             raise ValueError(f"block {place} ends at byte {offset + count} of a file of {self._size}")
-        data = os.pread(self._file, count, offset)
+        data = self._read(count, offset)
         if self.compression in codecs.PICTURES:
             block = codecs.picture(data, self.compression, tables=self.tables, photometric=self.photometric)
             if block.shape[0] < rows or block.shape[1:] != shape[1:] or block.dtype != self.stored:

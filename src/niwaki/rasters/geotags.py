@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from niwaki.tile.raster import Geo
+from niwaki.rasters.raster import Geo
 
 SCALE, TIEPOINT, MATRIX, KEYS, DOUBLES, ASCII = 33550, 33922, 34264, 34735, 34736, 34737
 _KINDS = {SCALE: 12, TIEPOINT: 12, MATRIX: 12, KEYS: 3, DOUBLES: 12, ASCII: 2}

@@ -1,6 +1,6 @@
 """Raster: a scene that is read by window, and the cache that decodes each block of a file once.
 
-A reader (readers.py, tiff.py) says how large the scene is, how it is cut into blocks and how one block is
+A reader (tiff.py, tile/readers.py) says how large the scene is, how it is cut into blocks and how one block is
 loaded; all else, such as windows across blocks, is here. Shape letters: H W pixels, C channels.
 """
 
@@ -43,6 +43,8 @@ class Raster:
         load: `(y0, y1, x0, x1) -> [h, w, C]`; asked for whole blocks, cut at the scene's edge.
         extra: bytes that loading one block takes beside its pixels.
         held: bytes that the scene holds in memory all the time.
+        palette: its colours were numbers of a palette.
+        alpha: the last of its four bands is said to be alpha.
         identity: what tells this scene from another, for a run that goes on after a crash; JSON.
         close: lets go of the file.
     """
@@ -56,6 +58,8 @@ class Raster:
     held: int = 0
     nodata: float | None = None
     geo: Geo | None = None
+    palette: bool = False
+    alpha: bool = False
     identity: Any = None
     close: Callable[[], None] = lambda: None
 
