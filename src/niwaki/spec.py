@@ -1,21 +1,24 @@
 """Spec: what an image must look like when it enters a model. Numpy and Pillow only, no torch.
 
 Training, calibration, prediction and serving all go through `Spec.read`, so what a model sees in the field
-is what it saw while it learned. Shape letters: N images, H W pixels, C channels.
+is what it saw while it learned. Models take 8 bits a channel; `scale` says how anything else becomes that.
+Shape letters: N images, H W pixels, C channels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from niwaki.errors import SpecError
-from niwaki.images import Source, decode
+from niwaki import bands
+from niwaki.bands import Source
+from niwaki.errors import DataError, SpecError
+from niwaki.images import decode, label
 
 ImageU8 = npt.NDArray[np.uint8]
 
@@ -31,15 +34,20 @@ class Spec:
     Args:
         size_hw: height and width in pixels.
         mean, std: per channel, in units where white is 1.
-        channels: 3 (RGB) or 1 (grey).
+        channels: 3 (RGB), 1 (grey), or any number of bands.
+        scale: for each channel the values (low, high) that become 0 and 255, for images of more than 8 bits or
+            of bands; None for photographs, which are read by the rules of `niwaki.images`.
+        bands: names of the channels, such as `B02`; empty where they have none.
     Raises:
-        SpecError: a value is out of range. [spec-size, spec-channels, spec-std]
+        SpecError: a value is out of range. [spec-size, spec-channels, spec-std, spec-scale, spec-bands]
     """
 
     size_hw: tuple[int, int]
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     channels: int = 3
+    scale: tuple[tuple[float, float], ...] | None = None
+    bands: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.size_hw) != 2 or min(self.size_hw) < 1:
@@ -47,31 +55,93 @@ class Spec:
                 f"Spec: size_hw must be two numbers of at least 1, got {self.size_hw}.",
                 code="spec-size",
             )
-        if self.channels not in (1, 3) or {len(self.mean), len(self.std)} != {self.channels}:
+        if self.channels < 1 or {len(self.mean), len(self.std)} != {self.channels}:
             raise SpecError(
-                f"Spec: channels must be 1 or 3 with one mean and std each, got channels="
+                f"Spec: channels must be at least 1 with one mean and std each, got channels="
                 f"{self.channels}, {len(self.mean)} means, {len(self.std)} stds.",
                 code="spec-channels",
             )
         if min(self.std) <= 0:
             raise SpecError(f"Spec: std must be above 0, got {self.std}.", code="spec-std")
+        self._check_bands()
+
+    def _check_bands(self) -> None:
+        ends = self.scale if self.scale is not None else ((0.0, 1.0),) * self.channels
+        right = len(ends) == self.channels and all(len(pair) == 2 for pair in ends)
+        if not right or not all(
+            math.isfinite(low) and math.isfinite(high) and low < high for low, high in ends
+        ):
+            raise SpecError(
+                f"Spec: scale must be a pair (low, high), low below high, for each of {self.channels} "
+                f"channels, got {self.scale}.",
+                code="spec-scale",
+            )
+        if self.bands and len(set(self.bands)) != self.channels:
+            raise SpecError(
+                f"Spec: bands must be {self.channels} names that differ, or none, got {self.bands}.",
+                code="spec-bands",
+            )
+
+    @property
+    def banded(self) -> bool:
+        """Whether images are bands, read by `niwaki.bands`, and no photographs."""
+        return self.scale is not None or self.channels not in (1, 3)
 
     def read(self, source: Source) -> ImageU8:
-        """An image file or its bytes, decoded and resized: uint8 `[H, W, C]`.
+        """An image file, its bytes, or several files of bands, decoded and resized: uint8 `[H, W, C]`.
 
         Raises:
-            DataError: it is no image that can be used. [image-*]
+            DataError: it is no image that can be used. [image-*, bands-*]
         """
-        return self.pack(decode(source, channels=self.channels))
+        return self.pack(self.pixels(source))
+
+    def pixels(self, source: Source, *, name: str | None = None) -> ImageU8:
+        """An image at its own size in the model's 8 bits: uint8 `[h, w, C]`.
+
+        Raises:
+            DataError: it is no image that can be used, or has another number of bands. [image-*, bands-*]
+        """
+        if not self.banded:
+            self._check_photograph(source, name)
+            if not isinstance(source, bands.Stack):
+                return decode(source, channels=self.channels, name=name)
+        name = name or ("image" if isinstance(source, bands.Stack) else label(source))
+        return self.adapted(bands.read(source, name=name)[0], name=name)
+
+    def _check_photograph(self, source: Source, name: str | None) -> None:
+        """Raises for bands that would be read as something else: infrared is no alpha. [bands-count]"""
+        channels = bands.no_photograph(source, name=name)
+        if channels not in (None, 1, 3):
+            shown = name or ("image" if isinstance(source, bands.Stack) else label(source))
+            raise self._wrong_count(shown, channels)
+
+    def _wrong_count(self, name: str, channels: int) -> DataError:
+        return DataError(
+            f"{name}: has {channels} bands, the model takes {self.channels}{self.named}.", code="bands-count"
+        )
+
+    def adapted(self, pixels: npt.NDArray[Any], *, name: str = "image") -> ImageU8:
+        """Bands `[h, w, C]` as a file holds them in the model's 8 bits: uint8 `[h, w, C]`.
+
+        Raises:
+            DataError: there is another number of bands. [bands-count]
+        """
+        if pixels.shape[-1] != self.channels:
+            raise self._wrong_count(name, pixels.shape[-1])
+        return bands.stretched(pixels, self.scale, name=name)
+
+    @property
+    def named(self) -> str:
+        """The names of the bands in brackets, for messages; empty where there are none."""
+        return f" ({', '.join(self.bands)})" if self.bands else ""
 
     def pack(self, image: ImageU8) -> ImageU8:
         """A decoded image uint8 `[h, w, C]`, resized to uint8 `[H, W, C]`."""
-        height, width = self.size_hw
-        if image.shape[:2] == (height, width):
-            return np.ascontiguousarray(image)
-        flat = image[..., 0] if self.channels == 1 else image
-        resized = Image.fromarray(flat).resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(resized, dtype=np.uint8).reshape(height, width, self.channels)
+        return bands.resized(image, self.size_hw)
+
+    def picture(self, image: ImageU8) -> ImageU8:
+        """An image uint8 `[h, w, C]` as it is shown: photographs as they are, of bands three as colours."""
+        return bands.picture(image, self.bands) if self.banded else image
 
     def normalise(self, images: ImageU8) -> npt.NDArray[np.float32]:
         """uint8 `[N, H, W, C]` to what the bare model takes: float32 `[N, C, H, W]`."""
@@ -86,13 +156,18 @@ class Spec:
 
     def to_json(self) -> dict[str, Any]:
         """What a manifest holds; `from_json` reads it back."""
-        return {
+        told: dict[str, Any] = {
             "size_hw": list(self.size_hw),
             "mean": list(self.mean),
             "std": list(self.std),
             "channels": self.channels,
             "resize": RESIZE,
         }
+        if self.scale is not None:  # photographs' manifests stay as they were
+            told["scale"] = [list(pair) for pair in self.scale]
+        if self.bands:
+            told["bands"] = list(self.bands)
+        return told
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Spec:
@@ -113,4 +188,17 @@ class Spec:
             mean=tuple(map(float, value["mean"])),
             std=tuple(map(float, value["std"])),
             channels=int(value["channels"]),
+            scale=_scale(value.get("scale")),
+            bands=tuple(str(name) for name in list(value.get("bands", []))),
         )
+
+
+def _scale(value: Any) -> tuple[tuple[float, float], ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple((float(low), float(high)) for low, high in value)
+    except (TypeError, ValueError) as error:
+        raise SpecError(
+            f"Spec: scale is no list of pairs (low, high): {value!r}.", code="spec-scale"
+        ) from error

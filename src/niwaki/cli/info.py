@@ -9,6 +9,7 @@ from niwaki.cli.screen import Answer, Out, count, in_order, percent, table
 
 if TYPE_CHECKING:
     from niwaki.artifact import Artifact
+    from niwaki.spec import Spec
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,15 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     artifact = Artifact.open(args.artifact)
     facts = {"default": artifact.default, "result": _result(artifact)}
     return Answer({**artifact.manifest, **facts}, _text(artifact))
+
+
+def _channels(spec: Spec) -> str:
+    if not spec.banded:
+        return "RGB" if spec.channels == 3 else "grey"
+    if spec.scale is None or set(spec.scale) == {(0.0, 255.0)}:
+        return f"{spec.channels} bands{spec.named}"
+    ranges = ", ".join(f"{low:.6g}..{high:.6g}" for low, high in spec.scale[:6])
+    return f"{spec.channels} bands{spec.named}, black to white {ranges}{' ...' if spec.channels > 6 else ''}"
 
 
 def _result(artifact: Artifact) -> str:
@@ -55,7 +65,7 @@ def _text(artifact: Artifact) -> str:
     shown = ", ".join(classes[:12]) + (" …" if len(classes) > 12 else "")
     lines = [
         f"task     {artifact.task.kind}, {len(classes)} classes: {shown}",
-        f"input    {height} x {width} pixels, {'RGB' if spec.channels == 3 else 'grey'}",
+        f"input    {height} x {width} pixels, {_channels(spec)}",
         f"model    {manifest['builder'] or 'its own graph'}, result: {_result(artifact)}",
         f"exports  {', '.join(exports) or 'none'}; default: {artifact.default}",
     ]

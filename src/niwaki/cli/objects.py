@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from niwaki.cli.scene import source
 from niwaki.cli.screen import Answer
 from niwaki.errors import SpecError
 
@@ -17,12 +18,12 @@ ENDINGS = (".npy", ".png", ".json")
 
 def run(args: argparse.Namespace, artifact: Artifact) -> Answer:
     """Find the objects of one image and write them."""
-    from niwaki import images, instances
+    from niwaki import instances
 
     _check(args, artifact)
     assert isinstance(artifact.task, instances.Instances)
     side = artifact.spec.size_hw[0]
-    image = images.decode(args.paths[0], channels=artifact.spec.channels)
+    image = artifact.spec.pixels(source(args.paths[0], artifact.spec.bands))
     predict = artifact.session("onnx", precision=args.precision, threads=args.threads)
     context = side // 4 if args.overlap is None else args.overlap // 2
     found = instances.tiled(

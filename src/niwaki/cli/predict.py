@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     predict = artifact.session("onnx", precision=args.precision, threads=args.threads)
     entries: list[dict[str, Any]] = []
     failed = False
-    paths = find(args.paths)
+    paths = find(args.paths, artifact.spec.bands if artifact.spec.banded else None)
     while batch := list(islice(paths, args.batch)):
         for entry in _batch(batch, artifact, predict, top=args.top):
             failed |= "error" in entry
@@ -83,16 +83,28 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     return Answer(value, exit_code=int(failed))
 
 
-def find(paths: Iterable[str]) -> Iterator[Path]:
-    """Image paths in order; a folder becomes the images below it, sorted, without hidden ones."""
+def find(paths: Iterable[str], bands: tuple[str, ...] | None = None) -> Iterator[Path]:
+    """Image paths in order; a folder becomes the images below it, sorted, without hidden ones.
+
+    Args:
+        bands: names of the model's bands, where it takes any: .npy files are images then, and a folder with a
+            file for each band is one image.
+    """
+    from niwaki.data import stacks
+
+    wanted = SUFFIXES if bands is None else SUFFIXES | {".npy"}
     for path in map(Path, paths):
         if not path.is_dir():
             yield path
             continue
         for folder, folders, files in os.walk(path):
+            if bands and stacks.of_folder(Path(folder), bands):
+                folders[:] = []
+                yield Path(folder)
+                continue
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(files):
-                if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                if not name.startswith(".") and Path(name).suffix.lower() in wanted:
                     yield Path(folder, name)
 
 
@@ -104,7 +116,7 @@ def _batch(paths: list[Path], artifact: Artifact, predict: Any, *, top: int | No
     entries: list[dict[str, Any]] = []
     for path in paths:
         try:
-            images.append(artifact.spec.read(path))
+            images.append(artifact.spec.read(scene.source(str(path), artifact.spec.bands)))
             entries.append({"path": str(path)})
         except NiwakiError as error:
             problem = {"code": error.code, "message": str(error)}

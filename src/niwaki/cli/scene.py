@@ -34,6 +34,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     arg("--exact", action="store_true", help="give what the whole image would, or refuse (needs onnx)")
     arg("--probabilities", action="store_true", help="write probabilities, not classes")
     arg("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="pixel values that are black and white")
+    arg(
+        "--bands",
+        type=numbers,
+        default=(),
+        metavar="N,N",
+        help="bands of the scene that the model takes, from 1",
+    )
     arg("--nodata", type=float, metavar="VALUE", help="pixels without data (default: the file says)")
     arg("--level", type=natural, default=0, metavar="N", help="of a pyramid (default 0, the full size)")
     arg("--turns", metavar="NAMES", help="test-time augmentation: hflip,vflip,rot180,rot90,rot270,...")
@@ -42,6 +49,34 @@ def add(parser: argparse.ArgumentParser) -> None:
     arg("--weights", metavar="W,W", help="one for each model, the first one's first")
     arg("--viewer", metavar="FOLDER", help="also write a page to look at scene and prediction")
     arg("--no-resume", action="store_true", help="begin anew where a run was killed")
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """`4,3,2` as numbers from 1 on."""
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise argparse.ArgumentTypeError(f"expected numbers such as 4,3,2, got {text!r}")
+    return tuple(map(int, text.split(",")))
+
+
+def source(path: str, bands: tuple[str, ...]) -> Any:
+    """A scene's path, or the files of its bands where it is a folder of them.
+
+    Raises:
+        SpecError: it is another folder. [tile-knob]
+    """
+    from niwaki.data import stacks
+
+    folder = Path(path)
+    if not folder.is_dir() or any((folder / name).exists() for name in ("zarr.json", ".zarray", ".zgroup")):
+        return path
+    found = stacks.of_folder(folder, bands)
+    if found is None:
+        raise SpecError(
+            f"niwaki predict: {path} is a folder without {', '.join(bands) or 'files of bands'}; -o takes one "
+            "scene.",
+            code="tile-knob",
+        )
+    return found
 
 
 def megabytes(text: str) -> float:
@@ -64,6 +99,7 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     artifacts = [Artifact.open(path) for path in (args.artifact, *args.others)]
     first = artifacts[0]
     _check(args, artifacts)
+    scene = source(args.paths[0], first.spec.bands)
     predictor, sums = _predictor(args, artifacts)
     field = None
     if args.exact:
@@ -72,7 +108,7 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     with _bar() as show:
         stats = tile.predict(
             predictor,
-            args.paths[0],
+            scene,
             args.out,
             memory_mb=args.memory,
             tile=args.tile,
@@ -80,8 +116,9 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
             blend=args.blend,
             output="probabilities" if args.probabilities else "classes",
             batch=args.batch,
-            scale=tuple(args.range) if args.range else "bits",
+            scale=tuple(args.range) if args.range else first.spec.scale or "bits",
             nodata=args.nodata,
+            bands=args.bands,
             level=args.level,
             exact=field,
             resume="" if args.no_resume else sums,
@@ -89,7 +126,9 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
             show=show,
         )
     if args.viewer:
-        tile.viewer(args.paths[0], args.out, args.viewer, classes=first.task.classes, level=args.level)
+        tile.viewer(
+            scene, args.out, args.viewer, classes=first.task.classes, level=args.level, names=first.spec.bands
+        )
     found = asdict(stats)
     text = (
         f"{args.out}: {stats.tiles} tiles, {stats.skipped} empty, {clock(stats.seconds)}; "
@@ -101,12 +140,14 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
 def _check(args: argparse.Namespace, artifacts: list[Any]) -> None:
     """Raises where the words do not fit together. [tile-knob]"""
     fault = ""
-    if len(args.paths) != 1 or (Path(args.paths[0]).is_dir() and Path(args.paths[0]).suffix != ".zarr"):
+    if len(args.paths) != 1:
         fault = "-o takes one scene"
     elif not all(getattr(a.task, "dense", False) for a in artifacts):
         fault = "-o takes models that give a class for each pixel"
     elif len({a.task.classes for a in artifacts}) > 1:
         fault = "the models do not have the same classes"
+    elif len({(a.spec.channels, a.spec.scale) for a in artifacts}) > 1:
+        fault = "the models do not take the same bands in the same range"
     elif args.top or args.jsonl:
         fault = "--top and --jsonl are for labels of images"
     elif args.viewer and (args.probabilities or Path(args.out).suffix in (".geojson", ".png")):

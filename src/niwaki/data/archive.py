@@ -9,6 +9,7 @@ from niwaki.data.folder import Tree, arrange, hidden, name_of
 from niwaki.data.listing import SPLIT_NAMES, Listing
 from niwaki.data.mask_layouts import Pairs, pairs
 from niwaki.data.samples import Problem
+from niwaki.data.stacks import prepared
 from niwaki.errors import DataError
 from niwaki.images import MAX_BYTES, printable
 
@@ -41,8 +42,10 @@ def listing(path: Path, where: str) -> Listing | Pairs:
             f"{where}: the zip archive is damaged ({printable(str(error))[:200]}). Make it again.",
             code="data-zip",
         ) from error
-    masks = pairs(tree, where) or pairs(_below(tree), where)
-    return masks or arrange(_look_through(tree), where)
+    inner = prepared(_below(tree), where)
+    tree = prepared(tree, where)
+    masks = pairs(tree, where) or pairs(inner, where)
+    return masks or arrange(prepared(_look_through(tree), where), where)
 
 
 def _ignored(info: zipfile.ZipInfo) -> bool:

@@ -76,7 +76,7 @@ def strong(images: ImageU8, index: npt.NDArray[np.integer], *, seed: int, epoch:
     """The images `[B, H, W, C]` shifted and mirrored as by `weak`, and changed further.
 
     Rotation up to 15 degrees, scale 0.85..1.15, shear up to 8 degrees (bilinear, reflected border);
-    brightness, contrast and, in colour, saturation each times 0.7..1.3; half of the images lose a
+    brightness, contrast and, in colour, saturation each times 0.7..1.3 (bands alike); half of the images lose a
     square of a quarter to a half of the side, filled with mid-grey.
     """
     draws = uniforms(index, seed=seed, epoch=epoch, count=_STRONG_DRAWS)
@@ -117,15 +117,20 @@ def _warp(images: ImageU8, draws: Floats, flip: bool) -> ImageU8:
         middle_x, middle_y = width / 2, height / 2
         offset_x = middle_x + shift_x + reach_x - a * middle_x - b * middle_y
         offset_y = middle_y + shift_y + reach_y - d * middle_x - e * middle_y
-        source = Image.fromarray(padded[i, :, :, 0] if channels == 1 else padded[i])
-        warped = source.transform(
-            (width, height),
-            Image.Transform.AFFINE,
-            (a, b, offset_x, d, e, offset_y),
-            Image.Resampling.BILINEAR,
-        )
-        out[i] = np.asarray(warped).reshape(height, width, channels)
+        for part in planes(channels):
+            warped = Image.fromarray(padded[i, ..., part]).transform(
+                (width, height),
+                Image.Transform.AFFINE,
+                (a, b, offset_x, d, e, offset_y),
+                Image.Resampling.BILINEAR,
+            )
+            out[i, ..., part] = np.asarray(warped)
     return out
+
+
+def planes(channels: int) -> list[int | slice]:
+    """The channels as Pillow takes them: three as one colour picture, else one by one."""
+    return [slice(None)] if channels == 3 else list(range(channels))
 
 
 def _matrix(turn: float, size: float, lean: float, *, mirror: bool) -> tuple[float, float, float, float]:
@@ -139,12 +144,14 @@ def _matrix(turn: float, size: float, lean: float, *, mirror: bool) -> tuple[flo
 
 
 def toned(images: ImageU8, draws: Floats) -> ImageU8:
-    """Brightness, contrast around the image's mean, saturation; exact sums keep it batch-free."""
+    """Brightness, contrast around the image's mean, saturation; exact sums keep it batch-free. Bands (other
+    than 1 or 3) keep their means apart, since they have nothing in common, and have no saturation."""
     factors = (1 + _TONE * (2 * draws - 1)).astype(np.float32)[:, :, None, None, None]
     values = images.astype(np.float32)
-    pixels = max(1, images[0].size) if len(images) else 1
-    total: Ints = images.sum(axis=(1, 2, 3), dtype=np.int64)
-    mean = (total / pixels).astype(np.float32)[:, None, None, None]
+    alone = images.shape[-1] not in (1, 3)
+    pixels = max(1, images[0, ..., 0].size if alone else images[0].size) if len(images) else 1
+    total: Ints = images.sum(axis=(1, 2) if alone else (1, 2, 3), keepdims=True, dtype=np.int64)
+    mean = (total / pixels).astype(np.float32)
     if images.shape[-1] == 3:
         red, green, blue = np.moveaxis(images.astype(np.int32), -1, 0)
         luma = (19595 * red + 38470 * green + 7471 * blue) >> 16

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from niwaki.data.augment import ImageU8, toned, uniforms
+from niwaki.data.augment import ImageU8, planes, toned, uniforms
 from niwaki.dense_metrics import IGNORE
 
 Masks = npt.NDArray[np.integer]
@@ -65,15 +65,15 @@ def _moved(
     for i, row in enumerate(draws.tolist()):
         scale = span[0] * (span[1] / span[0]) ** row[0]
         matrix = _matrix(size, scale, turn * (2 * row[4] - 1), row[1], row[2], mirror=flip and row[3] < 0.5)
-        flat = images[i, :, :, 0] if images.shape[3] == 1 else images[i]
-        fill = _GREY if images.shape[3] == 1 else (_GREY,) * images.shape[3]
-        image = Image.fromarray(flat).transform(
-            size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill
-        )
+        for part in planes(images.shape[3]):
+            fill = (_GREY,) * 3 if isinstance(part, slice) else _GREY
+            image = Image.fromarray(images[i, ..., part]).transform(
+                size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill
+            )
+            out[i, ..., part] = np.asarray(image)
         mask = Image.fromarray(masks[i]).transform(
             size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=outside
         )
-        out[i] = np.asarray(image).reshape(images.shape[1:])
         classes[i] = np.asarray(mask)
     return out, classes
 

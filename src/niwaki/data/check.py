@@ -8,28 +8,29 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from niwaki import images
+from niwaki.data.banding import Banding, looked
 from niwaki.data.listing import Record
 from niwaki.data.samples import Problem, in_threads
 from niwaki.errors import DataError
 
 
-def digest_or_problem(record: Record) -> str | Problem:
+def digest_or_problem(record: Record, banding: Banding | None = None) -> str | Problem:
     """Hex sha256 of an image's bytes if it decodes, else why it does not."""
     source = record.source
     if isinstance(source, np.ndarray):  # pixels already; shapes count too: 2 x 8 is not 4 x 4
         return hashlib.sha256(repr(source.shape).encode() + source.tobytes()).hexdigest()
     try:
-        content = images.load(source, name=record.name)
-        images.decode(content, channels=3, name=record.name)
+        content, _ = looked(source, record.name, banding)
     except DataError as error:
         return Problem(path=record.name, code=error.code, message=str(error))
     return hashlib.sha256(content).hexdigest()
 
 
-def check(records: Sequence[Record]) -> tuple[list[Record], list[str], list[Problem]]:
+def check(
+    records: Sequence[Record], banding: Banding | None = None
+) -> tuple[list[Record], list[str], list[Problem]]:
     """The usable records, the hash of each one's bytes, and a Problem for each other."""
-    results = in_threads(digest_or_problem, records)
+    results = in_threads(lambda record: digest_or_problem(record, banding), records)
     kept = [(r, d) for r, d in zip(records, results, strict=True) if isinstance(d, str)]
     problems = [result for result in results if isinstance(result, Problem)]
     return [record for record, _ in kept], [digest for _, digest in kept], problems

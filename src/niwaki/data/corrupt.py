@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from niwaki.data.augment import ImageU8
+from niwaki.data.augment import ImageU8, planes
 from niwaki.errors import PlanError
 
 Values = npt.NDArray[np.float32]
@@ -144,7 +144,8 @@ def _contrast(values: Values, factor: float) -> Values:
 def _jpeg(images: ImageU8, quality: int) -> ImageU8:
     out = np.empty_like(images)
     for place, image in enumerate(images):
-        held = io.BytesIO()
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(held, "JPEG", quality=quality)
-        out[place] = np.asarray(Image.open(held)).reshape(image.shape)
+        for part in planes(image.shape[-1]):
+            held = io.BytesIO()
+            Image.fromarray(image[..., part]).save(held, "JPEG", quality=quality)
+            out[place][..., part] = np.asarray(Image.open(held))
     return out

@@ -2,6 +2,7 @@
 
 photos/cat/1.jpg            class cat, splits are made
 photos/train/cat/1.jpg      class cat, split train
+photos/cat/a/B02.tif        class cat, a band of the image a (stacks.py)
 """
 
 from __future__ import annotations
@@ -11,22 +12,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from niwaki.bands import Stack
 from niwaki.data.listing import SPLIT_NAMES, Listing, Record
 from niwaki.data.samples import Problem
 from niwaki.errors import DataError
 from niwaki.images import printable
 
 _HIDDEN = {"__MACOSX", "Thumbs.db", "desktop.ini"}  # what systems leave behind unseen
-_DEPTH = 3  # split / class / file
+_DEPTH = 4  # split / class / image / file of a band
+Parts = tuple[str, ...]
 
 
 @dataclass
 class Tree:
-    """Files and folders below a root, each by its parts; hidden ones left out."""
+    """Files and folders below a root, each by its parts, hidden ones left out; and the content of bands.txt."""
 
-    files: dict[tuple[str, ...], Path | bytes] = field(default_factory=dict)
+    files: dict[Parts, Path | bytes | Stack] = field(default_factory=dict)
     folders: set[tuple[str, ...]] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
+    bands: bytes | None = None
 
 
 def hidden(part: str) -> bool:
@@ -35,7 +39,7 @@ def hidden(part: str) -> bool:
 
 
 def walk(root: Path, where: str) -> Tree:
-    """The tree below `root`, three levels deep: a loop of links ends there.
+    """The tree below `root`, four levels deep: a loop of links ends there.
 
     Raises:
         DataError: the root itself cannot be listed. [data-unreadable]
@@ -98,7 +102,7 @@ def arrange(tree: Tree, where: str) -> Listing:
         )
     splits = _splits(tops, where)
     level = 1 if splits else 0
-    found = Listing(where=where, problems=list(tree.problems), given=set(splits.values()))
+    found = Listing(where=where, problems=list(tree.problems), given=set(splits.values()), bands=tree.bands)
     classes = {folder[level] for folder in tree.folders if len(folder) == level + 1}
     found.classes = tuple(sorted(name_of([name]) for name in classes))
     nested: set[tuple[str, ...]] = {f for f in tree.folders if len(f) > level + 1}
@@ -107,6 +111,8 @@ def arrange(tree: Tree, where: str) -> Listing:
             split = splits[parts[0]] if level else None
             label = name_of([parts[level]])
             found.records.append(Record(name=name_of(parts), source=source, label=label, split=split))
+        elif parts == ("bands.txt",):
+            continue
         elif len(parts) < level + 2:
             found.problems.append(_stray(parts, where))
         else:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
+from niwaki.bands import Stack
 from niwaki.data.samples import Problem
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "test": "test"}
@@ -19,7 +20,7 @@ class Record:
     """One image as its source lists it. `split` is None where none is given."""
 
     name: str
-    source: Path | bytes | npt.NDArray[np.uint8]
+    source: Path | bytes | Stack | npt.NDArray[Any]
     label: str
     split: str | None = None
 
@@ -32,6 +33,7 @@ class Listing:
         where: how messages name the source.
         classes: names in label order; None: the labels found, sorted.
         given: the splits that the source has.
+        bands: content of bands.txt.
     """
 
     where: str
@@ -40,3 +42,4 @@ class Listing:
     classes: tuple[str, ...] | None = None
     given: set[str] = field(default_factory=set)
     flip: bool = True
+    bands: bytes | None = None

@@ -17,17 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from niwaki import images
+from niwaki.bands import Stack
 from niwaki.data import coco
 from niwaki.data.folder import Tree, name_of
 from niwaki.data.listing import SPLIT_NAMES
 from niwaki.data.masks import Outlines
 from niwaki.data.samples import Problem
+from niwaki.data.stacks import IMAGES, MASKS
 
-_IMAGES, _MASKS = ("images", "JPEGImages"), ("masks", "SegmentationClass", "labels", "annotations", "instances")
 _ENDINGS = re.compile(r"(_L|_mask|_masks|_label|_labels|_gt|_seg)$")
 _CLASSES = ("classes.txt", "classes.csv", "class_dict.csv", "label_colors.txt")
 Parts = tuple[str, ...]
-Source = Path | bytes
+Source = Path | bytes | Stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Pair:
 
     name: str
     image: Source
-    mask: Source | Outlines
+    mask: Path | bytes | Outlines
     mask_name: str
     split: str | None
 
@@ -49,6 +50,7 @@ class Pairs:
         classes: content of the classes file, None without one; or the names themselves (COCO's).
         camvid: masks have CamVid's eleven ids, whose names are known.
         objects: masks tell objects apart.
+        bands: content of bands.txt.
     """
 
     pairs: list[Pair] = field(default_factory=list)
@@ -57,6 +59,7 @@ class Pairs:
     classes: bytes | tuple[str, ...] | None = None
     camvid: bool = False
     objects: bool = False
+    bands: bytes | None = None
 
 
 def pairs(tree: Tree, where: str) -> Pairs | None:
@@ -78,6 +81,7 @@ def pairs(tree: Tree, where: str) -> Pairs | None:
     if found is None:
         return None
     found.problems = [*tree.problems, *found.problems]
+    found.bands = tree.bands
     if found.classes is None:
         file = next((tree.files[(name,)] for name in _CLASSES if (name,) in tree.files), None)
         found.classes = None if file is None else images.load(file)
@@ -124,7 +128,7 @@ def _beside(tree: Tree) -> Sides:
     listed = _listed_splits(tree)
     for parts, source in tree.files.items():
         folders = parts[:-1]
-        kind = "image" if set(folders) & set(_IMAGES) else "mask" if set(folders) & set(_MASKS) else None
+        kind = "image" if set(folders) & set(IMAGES) else "mask" if set(folders) & set(MASKS) else None
         if kind is None:
             continue
         split = next((SPLIT_NAMES[name] for name in folders if name in SPLIT_NAMES), None)
@@ -189,4 +193,4 @@ def _below(tree: Tree, top: str) -> set[str]:
 
 
 def _pair_of_folders(names: set[str]) -> bool:
-    return bool(names & set(_IMAGES)) and bool(names & set(_MASKS))
+    return bool(names & set(IMAGES)) and bool(names & set(MASKS))

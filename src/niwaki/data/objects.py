@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from niwaki import images
-from niwaki.data import read_masks
+from niwaki.data import banding, read_masks
 from niwaki.data.class_names import Coding
 from niwaki.data.coco import CROWD
 from niwaki.data.mask_layouts import Pair, Pairs
@@ -80,7 +80,8 @@ def assemble(
         DataError: nothing is usable, no object is there to learn from, or a split is empty.
             [data-empty, data-class-empty, data-few-images, data-changed]
     """
-    looked = in_threads(_look, found.pairs)
+    how = read_masks.banding_of(found, where)
+    looked = in_threads(lambda pair: _look(pair, how), found.pairs)
     seen = [one for one in looked if isinstance(one, Seen)]
     problems = [*found.problems, *(one for one in looked if isinstance(one, Problem))]
     if not seen:
@@ -92,16 +93,18 @@ def assemble(
     split = read_masks.split_of(seen, found, where, seed=seed, val=val, test=test, stored=stored)
     counts = np.array([[one.found[1]] for one in seen], np.int64)
     read_masks.check_splits(found, where, split, counts, _CODING, problems, asked={"val": val, "test": test})
+    parts = {
+        part: read_masks.samples_of(part, seen, split, counts, _mask, objects=True)
+        for part in read_masks.SPLITS
+    }
     return DataSet(
         classes=_CODING.classes,
-        **{
-            part: read_masks.samples_of(part, seen, split, counts, _mask, objects=True)
-            for part in read_masks.SPLITS
-        },
+        **parts,
         problems=tuple(problems),
         warnings=tuple(read_masks.warnings(seen, split, counts, _CODING)),
         fingerprint=read_masks.fingerprint(seen, split, _CODING),
         flip=True,
+        bands=None if how is None else banding.measured(parts["train"], how),
     )
 
 
@@ -109,11 +112,10 @@ def _mask(pair: Pair) -> ObjectMask:
     return ObjectMask(source=pair.mask, name=pair.mask_name)
 
 
-def _look(pair: Pair) -> Seen | Problem:
+def _look(pair: Pair, how: banding.Banding | None) -> Seen | Problem:
     """An image and its objects decoded once, and let go again; `found` is how many pixels they have."""
     try:
-        content = images.load(pair.image, name=pair.name)
-        height, width = images.decode(content, channels=3, name=pair.name).shape[:2]
+        content, (height, width) = banding.looked(pair.image, pair.name, how)
         ids = _mask(pair).read()
     except DataError as error:
         return Problem(path=pair.name, code=error.code, message=str(error))

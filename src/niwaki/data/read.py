@@ -11,7 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from niwaki.data import archive, arrays, check, folder, mask_layouts, named, objects, read_masks, table
+from niwaki.data import (
+    archive,
+    arrays,
+    banding,
+    check,
+    folder,
+    mask_layouts,
+    named,
+    objects,
+    read_masks,
+    stacks,
+    table,
+)
 from niwaki.data.listing import Listing, Record
 from niwaki.data.mask_layouts import Pairs
 from niwaki.data.samples import DataSet, Problem, Samples
@@ -76,7 +88,7 @@ def _listing(path: str | Path) -> Listing | Pairs:
     except (OSError, ValueError) as error:  # a loop of links, a name too long, a zero byte
         raise DataError(f"{where}: cannot be opened ({error}).", code="data-unreadable") from error
     if is_folder and str(path):  # Path("") would be the current folder
-        tree = folder.walk(place, where)
+        tree = stacks.prepared(folder.walk(place, where), where)
         return mask_layouts.pairs(tree, where) or folder.arrange(tree, where)
     if is_file and place.suffix.lower() in _FILES:
         return _FILES[place.suffix.lower()](place, where)
@@ -97,7 +109,9 @@ def _assemble(
 ) -> DataSet:
     """From what is listed to what is learned from."""
     listed = sorted(listing.records, key=lambda record: record.name)
-    records, digests, faults = check.check(listed)
+    named = banding.names_of(listing.bands, listing.where)
+    how = banding.found([(record.name, record.source) for record in listed], named)
+    records, digests, faults = check.check(listed, how)
     problems = (*listing.problems, *faults)
     classes = listing.classes or tuple(sorted({record.label for record in listing.records}))
     _check_classes(listing.where, classes, records, problems)
@@ -107,13 +121,15 @@ def _assemble(
         split = _split(listing, records, digests, seed=seed, val=val, test=test)
     _check_splits(listing, classes, records, split, problems, asked={"val": val, "test": test})
     warnings = [*_thin(classes, records, split), *check.duplicates(records, digests, split)]
+    parts = {name: _samples(name, classes, records, split) for name in _SPLITS}
     return DataSet(
         classes=classes,
-        **{name: _samples(name, classes, records, split) for name in _SPLITS},
+        **parts,
         problems=problems,
         warnings=tuple(warnings),
         fingerprint=_fingerprint(classes, records, digests, split),
         flip=listing.flip,
+        bands=None if how is None else banding.measured(parts["train"], how),
     )
 
 
@@ -246,7 +262,7 @@ def _samples(part: str, classes: Sequence[str], records: Sequence[Record], split
     chosen = [record for record, name in zip(records, split, strict=True) if name == part]
     position = {name: i for i, name in enumerate(classes)}
     pixels = [record.source for record in chosen if isinstance(record.source, np.ndarray)]
-    alike = len(pixels) == len(chosen) > 0 and len({image.shape for image in pixels}) == 1
+    alike = len(pixels) == len(chosen) > 0 and len({(image.shape, image.dtype) for image in pixels}) == 1
     return Samples(
         sources=np.stack(pixels) if alike else [record.source for record in chosen],
         names=tuple(record.name for record in chosen),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from niwaki import images
+from niwaki.data import banding
 from niwaki.data.class_names import CAMVID, Coding, coded, from_file, of_values
 from niwaki.data.mask_layouts import Pair, Pairs
 from niwaki.data.masks import Mask, Outlines, Values, unknown_values, values
@@ -41,7 +41,8 @@ def assemble(
     """
     coding = _known_coding(found, where)
     colours = coding is not None and coding.colours
-    looked = in_threads(lambda pair: _look(pair, colours), found.pairs)
+    how = banding_of(found, where)
+    looked = in_threads(lambda pair: _look(pair, colours, how), found.pairs)
     seen = [one for one in looked if isinstance(one, Seen)]
     problems = [*found.problems, *(one for one in looked if isinstance(one, Problem))]
     if coding is None:
@@ -56,13 +57,15 @@ def assemble(
     def mask(pair: Pair) -> Mask:
         return Mask(source=pair.mask, name=pair.mask_name, coding=coding.places, colours=coding.colours)
 
+    parts = {name: samples_of(name, seen, split, counts, mask) for name in SPLITS}
     return DataSet(
         classes=coding.classes,
-        **{name: samples_of(name, seen, split, counts, mask) for name in SPLITS},
+        **parts,
         problems=tuple(problems),
         warnings=tuple(warnings(seen, split, counts, coding)),
         fingerprint=fingerprint(seen, split, coding),
         flip=True,
+        bands=None if how is None else banding.measured(parts["train"], how),
     )
 
 
@@ -75,11 +78,20 @@ def _known_coding(found: Pairs, where: str) -> Coding | None:
     return CAMVID if found.camvid else None
 
 
-def _look(pair: Pair, colours: bool) -> Seen | Problem:
+def banding_of(found: Pairs, where: str) -> banding.Banding | None:
+    """How the images are read as bands; None where they are photographs.
+
+    Raises:
+        DataError: bands.txt is no list of bands. [bands-file]
+    """
+    named = banding.names_of(found.bands, where)
+    return banding.found([(pair.name, pair.image) for pair in found.pairs], named)
+
+
+def _look(pair: Pair, colours: bool, how: banding.Banding | None) -> Seen | Problem:
     """An image and its mask decoded once, and let go again."""
     try:
-        content = images.load(pair.image, name=pair.name)
-        height, width = images.decode(content, channels=3, name=pair.name).shape[:2]
+        content, (height, width) = banding.looked(pair.image, pair.name, how)
         stored = values(pair.mask, pair.mask_name, colours=colours)
     except DataError as error:
         return Problem(path=pair.name, code=error.code, message=str(error))

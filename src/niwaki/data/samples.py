@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from niwaki import images
+from niwaki.bands import Stack
 from niwaki.data.masks import Readable, resized
 from niwaki.spec import Spec
 from niwaki.tasks import Classify, Instances, Segment, Task
@@ -40,13 +41,24 @@ class Problem:
     message: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bands:
+    """What a Spec must say of images that are bands: names (or none), the values that become 0 and 255, and
+    mean and deviation of each where white is 1."""
+
+    names: tuple[str, ...]
+    scale: tuple[tuple[float, float], ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:
     """One split: where its images are, their names and labels. Nothing is decoded until `batch`.
 
     Args:
-        sources: for each image a path, a file's bytes, or pixels u8 `[h, w, C]`; or all of them as
-            one array u8 `[N, h, w, C]`.
+        sources: for each image a path, a file's bytes, several files (a Stack), or pixels `[h, w, C]`: u8 as a
+            model takes them, else as a file would hold them; or all of them as one array `[N, h, w, C]`.
         names: a path or id for each, unique in the data set.
         labels: int64 `[N]`, positions in `DataSet.classes`; all 0 where there are masks.
         masks: for each image where its mask is: what has a `read()`, as `data.masks.Mask`, or its pixels
@@ -55,13 +67,13 @@ class Samples:
         objects: masks tell objects apart: numbers, not classes; int32.
     """
 
-    sources: Sequence[Path | bytes | ImageU8] | ImageU8
+    sources: Sequence[Path | bytes | Stack | npt.NDArray[Any]] | npt.NDArray[Any]
     names: tuple[str, ...]
     labels: Ints
     masks: Sequence[Readable | npt.NDArray[np.integer]] | None = None
     counts: Ints | None = None
     objects: bool = False
-    _cache: dict[tuple[int, ...], _Cache] = field(default_factory=dict, init=False, repr=False)
+    _cache: dict[tuple[Any, ...], _Cache] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -74,11 +86,13 @@ class Samples:
         """
         rows = np.asarray(index, dtype=np.int64)
         shape = (*spec.size_hw, spec.channels)
-        if isinstance(self.sources, np.ndarray) and self.sources.shape[1:] == shape:
-            return np.asarray(self.sources[rows], dtype=np.uint8)
-        if shape not in self._cache:
-            self._cache[shape] = _Cache(len(self), shape)
-        cache = self._cache[shape]
+        whole = self.sources if isinstance(self.sources, np.ndarray) else None
+        if whole is not None and whole.shape[1:] == shape and whole.dtype == np.uint8:
+            return np.asarray(whole[rows], dtype=np.uint8)
+        key = (*shape, spec.scale)
+        if key not in self._cache:
+            self._cache[key] = _Cache(len(self), shape)
+        cache = self._cache[key]
         missing = [int(row) for row in np.unique(rows) if not cache.holds(row)]
         if not missing:
             return cache.store[rows]
@@ -118,11 +132,22 @@ class Samples:
         return batch
 
     def _read(self, row: int, spec: Spec) -> ImageU8:
+        return spec.pack(self.pixels(row, spec))
+
+    def pixels(self, row: int, spec: Spec) -> ImageU8:
+        """One image at its own size in a model's 8 bits: uint8 `[h, w, C]`.
+
+        Raises:
+            DataError: it cannot be read, or has another number of bands. [image-*, bands-*]
+        """
         source = self.sources[row]
-        if isinstance(source, np.ndarray):
-            return spec.pack(images.to_channels(source, spec.channels))
-        pixels = images.decode(source, channels=spec.channels, name=self.names[row])
-        return spec.pack(pixels)
+        if not isinstance(source, np.ndarray):
+            return spec.pixels(source, name=self.names[row])
+        if not spec.banded:
+            return images.to_channels(source, spec.channels)
+        if source.dtype == np.uint8 and source.shape[-1] == spec.channels:
+            return source
+        return spec.adapted(source, name=self.names[row])
 
     def take(self, count: int, *, seed: int = 0) -> Samples:
         """A subset of `count` images (all, if there are fewer), in their order, stratified.
@@ -161,6 +186,7 @@ class DataSet:
         warnings: what was kept but should be known: a class with one image, duplicates, ...
         fingerprint: hex sha256 over classes, names, bytes' hashes, labels and splits.
         flip: whether a mirrored image keeps its label.
+        bands: what was found of the images' bands; None for photographs.
     """
 
     classes: tuple[str, ...]
@@ -171,6 +197,7 @@ class DataSet:
     warnings: tuple[str, ...]
     fingerprint: str
     flip: bool
+    bands: Bands | None = None
 
     @property
     def task(self) -> Task:

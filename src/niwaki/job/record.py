@@ -175,7 +175,7 @@ def _errors(work: Work, chosen: Point) -> dict[str, Any]:
         "confusion": {"classes": list(work.task.classes), "counts": counts.tolist()},
         "wrong": [
             {
-                "image": test.batch([i], work.spec)[0],
+                "image": work.spec.picture(test.batch([i], work.spec)[0]),
                 "name": test.names[i],
                 "true": work.task.classes[int(test.labels[i])],
                 "predicted": work.task.classes[int(predicted[i])],
@@ -197,7 +197,7 @@ def _map_errors(work: Work, predict: evaluate.Predictor) -> dict[str, Any]:
         "maps": [
             {
                 "image": overlays.side_by_side(
-                    test.batch([i], spec)[0],
+                    spec.picture(test.batch([i], spec)[0]),
                     np.sign(test.targets([i], spec)[0]).clip(0) if objects else test.targets([i], spec)[0],
                     tally.unpacked(found.kept[i]),
                     count=count,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from niwaki import files
+from niwaki import bands, files
 from niwaki.cost import Budget
 from niwaki.errors import ModelError, PlanError
 from niwaki.job.folder import Folder
@@ -104,6 +104,16 @@ def choose_spec(source: str, data: DataSet, size: int | tuple[int, int] | None) 
         size_hw = (16, 16)
     else:
         size_hw = _natural(data)
+    if data.bands is not None:
+        told = data.bands
+        return Spec(
+            size_hw=size_hw,
+            mean=told.mean,
+            std=told.std,
+            channels=len(told.mean),
+            scale=told.scale,
+            bands=told.names,
+        )
     if source == "digits":
         return Spec(size_hw=size_hw, mean=(0.5,), std=(0.25,), channels=1)
     return Spec(size_hw=size_hw)
@@ -115,7 +125,12 @@ def _natural(data: DataSet) -> tuple[int, int]:
 
     shapes = []
     for source in list(data.train.sources)[:32]:
-        image = source if isinstance(source, np.ndarray) else decode(source, channels=3)
+        if isinstance(source, np.ndarray):
+            image = source
+        elif data.bands is not None or isinstance(source, bands.Stack):
+            image = bands.read(source)[0]
+        else:
+            image = decode(source, channels=3)
         shapes.append((int(image.shape[0]), int(image.shape[1])))
     common = max(sorted(set(shapes)), key=shapes.count)
     if data.task.dense:

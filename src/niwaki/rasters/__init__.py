@@ -1,1 +1,1 @@
-"""Files of pixels with any number of bands, read by window: TIFF of all common kinds, block by block. No torch."""
+"""Files of pixels with any number of bands, read by window: TIFF, block by block. No torch."""

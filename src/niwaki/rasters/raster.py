@@ -43,8 +43,7 @@ class Raster:
         load: `(y0, y1, x0, x1) -> [h, w, C]`; asked for whole blocks, cut at the scene's edge.
         extra: bytes that loading one block takes beside its pixels.
         held: bytes that the scene holds in memory all the time.
-        palette: its colours were numbers of a palette.
-        alpha: the last of its four bands is said to be alpha.
+        photograph: it says that it is a picture in 8 bits (grey, RGB, a palette, with alpha or without).
         identity: what tells this scene from another, for a run that goes on after a crash; JSON.
         close: lets go of the file.
     """
@@ -58,8 +57,7 @@ class Raster:
     held: int = 0
     nodata: float | None = None
     geo: Geo | None = None
-    palette: bool = False
-    alpha: bool = False
+    photograph: bool = False
     identity: Any = None
     close: Callable[[], None] = lambda: None
 

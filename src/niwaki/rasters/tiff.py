@@ -25,15 +25,14 @@ from niwaki.rasters import codecs
 from niwaki.rasters.geotags import from_tags
 from niwaki.rasters.raster import Pixels, Raster
 
-_PALETTE, _WHITE_IS_ZERO, _RGB = 3, 0, 2
+_PALETTE, _WHITE_IS_ZERO = 3, 0
+_ALPHA = (1, 2)  # an extra sample that says it is alpha; 0 is a band like any other
 _SHOW = (
     "gdal_translate -of COG -co BIGTIFF=IF_SAFER {0} {1}.cog.tif   (or: vips tiffsave {0} {1}.tiled.tif --tile)"
 )
 
 
-def open_tiff(
-    path: Path | bytes, *, level: int = 0, coloured: bool = True, name: str | None = None
-) -> Raster:
+def open_tiff(path: Path | bytes, *, level: int = 0, coloured: bool = True, name: str | None = None) -> Raster:
     """A TIFF's first image as a Raster.
 
     Args:
@@ -69,8 +68,7 @@ def open_tiff(
         nodata=page.nodata,
         geo=geo,
         identity=_identity(path, level),
-        palette=page.palette is not None,
-        alpha=page.alpha,
+        photograph=page.photograph,
         close=page.close,
     )
 
@@ -135,7 +133,7 @@ class _Page:
         self.shape = (self.height, self.width, channels)
         self.nodata = _nodata(page)
         self.most = self.block[0] * self.block[1] * self.samples * self.dtype.itemsize
-        self.alpha = self.photometric == _RGB and self.samples == 4 and 0 not in page.extrasamples[:1]
+        self.photograph = _photograph(page)
         self._read, self.close, self._size = _content(path)
 
     def _check(self, page: Any) -> None:
@@ -206,6 +204,17 @@ class _Page:
         if self.photometric == _WHITE_IS_ZERO and self.dtype.kind == "u":
             return np.asarray(np.iinfo(self.dtype).max - block)
         return block
+
+
+def _photograph(page: Any) -> bool:
+    """Whether it is a picture in 8 bits: grey, RGB, a palette or CMYK, with alpha or without."""
+    if page.bitspersample != 8 or np.dtype(page.dtype).kind != "u":
+        return False
+    if page.photometric in (0, 1, 2):
+        more = [int(kind) for kind in page.extrasamples]
+        plain = page.samplesperpixel - len(more) in (1, 3)
+        return plain and more in ([], *([kind] for kind in _ALPHA))
+    return page.samplesperpixel <= 4
 
 
 def _nodata(page: Any) -> float | None:

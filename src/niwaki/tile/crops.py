@@ -19,8 +19,8 @@ from niwaki import files
 from niwaki.data.masks import pixel_counts
 from niwaki.data.samples import DataSet, Samples
 from niwaki.errors import DataError
-from niwaki.tile import pixels
 from niwaki.rasters.raster import Raster, Windows
+from niwaki.tile import pixels
 from niwaki.tile.readers import Source, class_map, open_source
 
 Place = tuple[int, int]

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from niwaki.bands import Stack
 from niwaki.errors import DataError
 from niwaki.images import decode, printable
 from niwaki.lazy import require
 from niwaki.rasters.raster import Pixels, Raster
 from niwaki.rasters.tiff import open_tiff
 
-Source = str | Path | np.ndarray[Any, Any]
+Source = str | Path | np.ndarray[Any, Any] | Stack
 
 _TIFFS = frozenset([".tif", ".tiff", ".gtiff", ".svs", ".ndpi", ".scn", ".btf", ".tf8", ".ome"])
 _KINDS = "GeoTIFF or any TIFF, slides, .zarr, .npy, JPEG, PNG, or an array"
@@ -41,6 +44,8 @@ def open_source(source: Source, *, memory: int, level: int = 0) -> Raster:
     """
     if isinstance(source, np.ndarray):
         return of_array(source)
+    if isinstance(source, Stack):
+        return of_stack(source, memory=memory, level=level)
     path = Path(source)
     if not path.exists():
         raise DataError(f"{printable(str(path))}: there is no such file.", code="image-missing")
@@ -56,9 +61,83 @@ def open_source(source: Source, *, memory: int, level: int = 0) -> Raster:
 
 def class_map(source: Source) -> Raster:
     """A class map as numbers, also where the file has colours for them."""
-    if not isinstance(source, np.ndarray) and Path(source).suffix.lower() in _TIFFS and Path(source).exists():
+    if isinstance(source, str | Path) and Path(source).suffix.lower() in _TIFFS and Path(source).exists():
         return open_tiff(Path(source), coloured=False)
     return open_source(source, memory=_WHOLE)
+
+
+def of_stack(stack: Stack, *, memory: int, level: int = 0) -> Raster:
+    """Files of bands as one scene; all must be cut into the same blocks of the same size.
+
+    Raises:
+        DataError: they are not of one grid and type, or one cannot be read. [bands-size, image-missing, tile-*]
+    """
+    parts = []
+    for file in stack.files:
+        if isinstance(file, bytes):
+            raise DataError("A scene of bands is read from files, got bytes.", code="tile-format")
+        parts.append(open_source(file, memory=memory // len(stack.files), level=level))
+    first = parts[0]
+    for part, band in zip(parts, stack.names, strict=True):
+        if (part.shape[:2], part.block, part.dtype) != (first.shape[:2], first.block, first.dtype):
+            raise DataError(
+                f"{part.name}: band {band} is {_grid(part)}, {first.name} is {_grid(first)}. Bring them to one "
+                "grid: gdalbuildvrt -separate scene.vrt B*.tif; gdal_translate -of COG scene.vrt scene.tif.",
+                code="bands-size",
+            )
+
+    def load(y0: int, y1: int, x0: int, x1: int) -> Pixels:
+        return np.concatenate([part.load(y0, y1, x0, x1) for part in parts], axis=2)
+
+    def close() -> None:
+        for part in parts:
+            part.close()
+
+    nodata = {part.nodata for part in parts}
+    channels = sum(part.shape[2] for part in parts)
+    return replace(
+        first,
+        shape=(*first.shape[:2], channels),
+        load=load,
+        # all bands of a block wait until they are put together
+        extra=max(part.extra for part in parts) + _block_bytes(first, channels),
+        held=sum(part.held for part in parts),
+        nodata=nodata.pop() if len(nodata) == 1 else None,
+        identity=[part.identity for part in parts],
+        close=close,
+    )
+
+
+def _grid(raster: Raster) -> str:
+    height, width, _ = raster.shape
+    return f"{width} x {height} pixels of {raster.dtype} in blocks of {raster.block[1]} x {raster.block[0]}"
+
+
+def _block_bytes(raster: Raster, channels: int) -> int:
+    return raster.block[0] * raster.block[1] * channels * raster.dtype.itemsize
+
+
+def chosen(raster: Raster, bands: Sequence[int]) -> Raster:
+    """The same scene with these of its bands, the first being 1; all of them where none is named.
+
+    Raises:
+        DataError: it has no such band. [bands-count]
+    """
+    if not bands:
+        return raster
+    channels = raster.shape[2]
+    if not all(1 <= band <= channels for band in bands):
+        raise DataError(
+            f"{raster.name}: has bands 1 to {channels}, asked for {', '.join(map(str, bands))}.",
+            code="bands-count",
+        )
+    index = [band - 1 for band in bands]
+    return replace(
+        raster,
+        shape=(*raster.shape[:2], len(index)),
+        load=lambda y0, y1, x0, x1: np.ascontiguousarray(raster.load(y0, y1, x0, x1)[..., index]),
+        extra=raster.extra + _block_bytes(raster, channels),
+    )
 
 
 def of_array(array: Pixels, *, name: str = "array") -> Raster:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from niwaki.errors import RuntimeFailed, SpecError
+from niwaki.errors import DataError, RuntimeFailed, SpecError
+from niwaki.rasters.raster import Raster, Windows
 from niwaki.tile import pixels, windows, writers
 from niwaki.tile.budget import MB, Layout, Strip, layout
 from niwaki.tile.memory import peak_mb, resident_mb
-from niwaki.rasters.raster import Raster, Windows
-from niwaki.tile.readers import Source, open_source
+from niwaki.tile.readers import Source, chosen, open_source
 from niwaki.tile.receptive import Field
 from niwaki.tile.stitch import Band, best
 
@@ -81,6 +81,7 @@ def predict(
     batch: int = 4,
     scale: pixels.Scale = None,
     nodata: float | None = None,
+    bands: Sequence[int] = (),
     skip_empty: bool = True,
     level: int = 0,
     exact: Field | None = None,
@@ -93,8 +94,8 @@ def predict(
     Args:
         predictor: pixels `[N, T, T, C]` to probabilities float32 `[N, K, T, T]`; its own working memory is not
             in the budget.
-        source: GeoTIFF or any TIFF, a slide, .zarr, .npy, an array `[H, W]` or `[H, W, C]`; JPEG and PNG that
-            fit.
+        source: GeoTIFF or any TIFF, a slide, .zarr, .npy, an array `[H, W]` or `[H, W, C]`; a `bands.Stack` of
+            files of one grid; JPEG and PNG that fit.
         sink: .tif (Cloud-Optimised GeoTIFF), .zarr, .npy, .png, .geojson; or an array to write into, `[H, W]`
             of classes or `[K, H, W]` of probabilities.
         memory_mb: all that is held beside the predictor and the interpreter.
@@ -104,8 +105,10 @@ def predict(
         output: "classes" uint8 (uint16 above 255 classes; no data is their largest number) or "probabilities"
             float32 (no data is nan).
         batch: the most tiles at a time.
-        scale: None passes the pixels as they are; "bits" or (low, high) bring them to uint8.
+        scale: None passes the pixels as they are; "bits", (low, high) or such a pair for each band
+            (`Spec.scale`) bring them to uint8.
         nodata: the value of pixels without data; the file's own unless given.
+        bands: of the scene, those that the model takes, the first being 1; all unless given.
         skip_empty: tiles in which no pixel holds data are not predicted.
         level: of a pyramid.
         exact: what the network sees (`tile.receptive_field`): then tiles give what the whole scene would.
@@ -115,7 +118,8 @@ def predict(
         show: called after each batch.
     Raises:
         SpecError: a knob is out of range. [tile-window, tile-scale, tile-knob]
-        DataError: the scene cannot be read, or the sink is of no kind that is written. [image-missing, tile-*]
+        DataError: the scene cannot be read, has other bands, or the sink is of no kind that is written.
+            [image-missing, bands-count, bands-size, tile-*]
         BudgetError: the memory is too little; the message says what is needed. [tile-memory]
         RunError: the disk is too small, or another process writes there. [tile-disk, tile-busy]
         RuntimeFailed: the predictor gives something else than it should. [tile-output]
@@ -129,11 +133,21 @@ def predict(
             code="tile-knob",
         )
     writers.check(sink, output=output)
-    with contextlib.closing(_Job(open_source(source, memory=int(memory_mb * MB / 2), level=level))) as job:
+    raster = chosen(open_source(source, memory=int(memory_mb * MB / 2), level=level), bands)
+    with contextlib.closing(_Job(raster)) as job:
         if nodata is not None:
             job.raster = replace(job.raster, nodata=nodata)
         job.plan(predictor, tile, overlap, blend, exact, scale, memory=int(memory_mb * MB), batch=batch)
-        knobs = [job.rows.tile, job.columns.tile, job.overlap, job.blend, output, str(scale), job.raster.nodata]
+        knobs = [
+            job.rows.tile,
+            job.columns.tile,
+            job.overlap,
+            job.blend,
+            output,
+            str(scale),
+            job.raster.nodata,
+            list(bands),
+        ]
         identity = [job.raster.identity, [*knobs, skip_empty], resume] if resume else None
         shape, dtype = job.shape(output)
         with writers.opened(sink, shape, dtype, raster=job.raster, identity=identity, palette=palette) as out:
@@ -189,6 +203,7 @@ class _Job:
             self.overlap, blend, multiple = exact.overlap(self.overlap), "crop", exact.period
         self.blend = blend
         height, width, channels = self.raster.shape
+        check_bands(predictor, self.raster)
         self.rows = windows.axis(height, tile=high, overlap=self.overlap, blend=blend, multiple=multiple)
         self.columns = windows.axis(width, tile=wide, overlap=self.overlap, blend=blend, multiple=multiple)
         self.scaled = pixels.scaler(self.raster.dtype, scale)
@@ -348,6 +363,23 @@ class _Strip:
         if time.perf_counter() - self._synced > _SYNC_S or final == self.job.raster.shape[0]:
             self.out.mark(self.strip.x0, final)
             self._synced = time.perf_counter()
+
+
+def check_bands(predictor: Any, raster: Raster) -> None:
+    """Nothing, where a scene has as many bands as the predictor says that it takes.
+
+    Raises:
+        DataError: it has more or fewer. [bands-count]
+    """
+    wanted, channels = getattr(predictor, "channels", None), raster.shape[2]
+    if wanted in (None, channels):
+        return
+    mend = "Name those that it takes, in its order: --bands 1,2,... (bands= in Python)."
+    raise DataError(
+        f"{raster.name}: has {channels} bands, the model takes {wanted}. "
+        f"{mend if channels > wanted else 'Give a scene that has all of them.'}",
+        code="bands-count",
+    )
 
 
 def checked(given: Any, count: int, size: tuple[int, int], classes: int | None) -> Any:

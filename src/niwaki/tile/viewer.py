@@ -18,10 +18,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from niwaki import files
+from niwaki.bands import shown
 from niwaki.errors import DataError
 from niwaki.overlays import palette
 from niwaki.rasters.raster import Raster, Windows
-from niwaki.tile.readers import class_map, open_source
+from niwaki.tile.readers import Source, class_map, open_source
 from niwaki.tile.viewer_page import PAGE
 
 TILE = 256
@@ -30,13 +31,14 @@ Pixels = npt.NDArray[Any]
 
 
 def viewer(
-    scene: str | Path | Pixels,
+    scene: Source,
     prediction: str | Path | Pixels,
     folder: str | Path,
     *,
     classes: Sequence[str],
     side: int = 8192,
     level: int = 0,
+    names: Sequence[str] = (),
 ) -> Path:
     """The page's path, after it and its pictures were written.
 
@@ -46,6 +48,7 @@ def viewer(
         classes: their names.
         side: pixels of the longer side at the finest level.
         level: of the scene's pyramid, that was predicted.
+        names: of the scene's bands, by which red, green and blue are found; else the first three are shown.
     Raises:
         DataError: one cannot be read, or their sizes differ. [tile-corrupt, tile-format, image-missing]
     """
@@ -63,11 +66,11 @@ def viewer(
         table = np.zeros((65536, 3), np.uint8)
         table[: len(classes)] = palette(len(classes))
         layers: dict[str, tuple[Raster, Callable[[Pixels], Pixels]]] = {
-            "scene": (below, _shown(below, side)),
+            "scene": (below, _shown(below, names)),
             "classes": (above, lambda pixels: table[pixels[..., 0]]),
         }
-        for name, (raster, shown) in layers.items():
-            depth = _pyramid(raster, folder / name, shown, side=side, sharp=name == "classes")
+        for name, (raster, draw) in layers.items():
+            depth = _pyramid(raster, folder / name, draw, side=side, sharp=name == "classes")
     finally:
         below.close()
         above.close()
@@ -87,11 +90,12 @@ def _step(raster: Raster, side: int) -> int:
     return step
 
 
-def _shown(raster: Raster, side: int) -> Callable[[Pixels], Pixels]:
+def _shown(raster: Raster, names: Sequence[str]) -> Callable[[Pixels], Pixels]:
     """What turns a scene's pixels into colours: up to three channels, and more than 8 bits from dark to
     bright."""
-    wanted = [0, 1, 2] if raster.shape[2] >= 3 else [0, 0, 0]
-    if raster.dtype == np.uint8:
+    channels = raster.shape[2]
+    wanted = list(shown(channels, names)) if channels > 1 else [0, 0, 0]
+    if raster.dtype == np.uint8 and channels in (1, 3):
         return lambda pixels: pixels[..., wanted]
     height, width, _ = raster.shape
     reader = Windows(raster, keep=0)
@@ -107,7 +111,7 @@ def _shown(raster: Raster, side: int) -> Callable[[Pixels], Pixels]:
     ).astype(np.uint8)
 
 
-def _pyramid(raster: Raster, folder: Path, shown: Callable[[Pixels], Pixels], *, side: int, sharp: bool) -> int:
+def _pyramid(raster: Raster, folder: Path, draw: Callable[[Pixels], Pixels], *, side: int, sharp: bool) -> int:
     """Writes all levels of a layer; how many there are. `sharp`: pixels are picked, not averaged."""
     step = _step(raster, side)
     height, width = (-(-n // step) for n in raster.shape[:2])
@@ -123,7 +127,7 @@ def _pyramid(raster: Raster, folder: Path, shown: Callable[[Pixels], Pixels], *,
             high = min(TILE * step, raster.shape[0] - y)
             wide = min(TILE * step, raster.shape[1] - x)
             picture = _thinned(reader, y, x, high, wide, step)
-            Image.fromarray(shown(picture)).save(finest / f"{column}_{row}.png")
+            Image.fromarray(draw(picture)).save(finest / f"{column}_{row}.png")
     for level in range(depth - 2, -1, -1):
         height, width = -(-height // 2), -(-width // 2)
         _coarser(folder / str(level + 1), folder / str(level), height, width, sharp=sharp)

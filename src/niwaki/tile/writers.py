@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from niwaki.errors import DataError
 from niwaki.images import printable
-from niwaki.tile import cog, geojson, png
 from niwaki.rasters.raster import Geo, Raster
+from niwaki.tile import cog, geojson, png
 from niwaki.tile.scratch import Raw, Scratch, raw_bytes
 
 Pixels = npt.NDArray[Any]

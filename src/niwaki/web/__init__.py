@@ -50,7 +50,7 @@ def write(artifact: Artifact, folder: str | Path, *, precision: str | None = Non
         precision: the ONNX export to ship; None is the artifact's default.
     Raises:
         ArtifactError: there is no such ONNX export, or the folder holds something else.
-            [artifact-export, artifact-occupied]
+            [artifact-export, artifact-occupied, web-bands]
         MissingExtra: neither npm nor onnxruntime-web is there. [extra-missing]
     """
     wanted, folder = precision or artifact.default, Path(folder)
@@ -65,6 +65,12 @@ def write(artifact: Artifact, folder: str | Path, *, precision: str | None = Non
         raise ArtifactError(
             f"{folder}: holds something that is no page of niwaki's, so it stays. Choose another --out.",
             code="artifact-occupied",
+        )
+    if artifact.spec.banded:
+        raise ArtifactError(
+            f"{artifact.path.name}: takes {artifact.spec.channels} bands{artifact.spec.named} in a range of "
+            "their own, and the page takes photographs of a camera. Use niwaki predict.",
+            code="web-bands",
         )
     engine = _engine()
     for name in PAGE:
