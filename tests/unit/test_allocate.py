@@ -114,6 +114,43 @@ def test_a_latency_is_met_within_five_percent(share: int, seed: int) -> None:
     assert clock.asked <= 1 + table.PROBES + len(found.tried)
 
 
+class Jumping(Clock):
+    """A runtime with another kernel, twice as fast, for one group once it is a step narrower than whole."""
+
+    def true(self, widths: Widths) -> float:
+        name = max(self.counts.kinds, key=len)[0]
+        narrow = widths.get(name, self.counts.size(name)) < self.counts.size(name)
+        return super().true(widths) * (0.6 if narrow else 1.0)
+
+
+@pytest.mark.parametrize("share", [50, 45])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_latency_is_met_where_one_step_jumps_over_it(share: int, seed: int) -> None:
+    clock = Jumping("niwaki:resnet20", seed=seed)
+    found = allocate(f"latency={share}%", "niwaki:resnet20", measure=clock)
+    true = clock.true({name: len(kept) for name, kept in found.keep.items()})
+    assert 0.95 <= true / (share / 100) <= 1.01
+
+
+class Mixed(Clock):
+    """A runtime whose cost rises in blocks of 16, and below 16 channels in fours."""
+
+    def true(self, widths: Widths) -> float:
+        self.step = 4
+        return super().true({n: w if w < 16 else -(-w // 16) * 16 for n, w in widths.items()})
+
+
+def test_finer_widths_are_tried_where_the_narrowest_cost_too_much() -> None:
+    clock = Mixed("niwaki:resnet20", noise=0.0)
+    names = [name for kind in clock.counts.kinds for name in kind]
+    found = {}
+    for width in (16, 4):
+        found[width] = clock.true({n: min(width, clock.counts.size(n)) for n in names})
+    share = round(100 * (found[16] + found[4]) / 2)
+    met = allocate(f"latency={share}%", "niwaki:resnet20", measure=clock)
+    assert 0.95 <= clock.true({name: len(kept) for name, kept in met.keep.items()}) / (share / 100) <= 1.01
+
+
 def test_losses_decide_which_groups_go() -> None:
     _, axes, _ = opened("niwaki:resnet20")
     dear = {g.name for g in axes.groups if g.name.startswith("layer3")}

@@ -22,6 +22,10 @@ SENSITIVITY = "sensitivity"
 """The scope of `prune.channels` by which `niwaki fit` allocates."""
 FINE = (32, 64, 128)
 """Widths a group may take where costs are counted, at most; more of them while they are too coarse."""
+NEAR = 0.05
+"""A network this little below the budget will do, before widths that suit the runtime less are tried."""
+MOST = 20
+"""Real networks asked before finer widths are given up."""
 Losses = dict[str, list[float]]
 Levels = dict[str, list[int]]
 
@@ -206,15 +210,22 @@ def _measured(
         space.counts, lambda widths: probe(space.keep(widths)), least=space.least, probes=probes
     )
     step = multiple or costs.step
-    levels = space.levels(step)
-    lost = losses(levels)
-
-    def ask(widths: Widths) -> float:
-        return measure(space.keep(widths))
-
-    asked = correct.corrected(costs.cost, levels, lost, ask, whole=start.got, window=(low, top))
-    tried = [start, *(_found(space, one.widths, step, one.got) for one in asked[1:])]
-    return _best(budget, tried, top)
+    tried = [start]
+    while True:
+        levels = space.levels(step)
+        asked = correct.corrected(
+            costs.cost,
+            levels,
+            losses(levels),
+            lambda widths: measure(space.keep(widths)),
+            whole=start.got,
+            window=(low, top),
+        )
+        tried += [_found(space, one.widths, step, one.got) for one in asked[1:]]
+        near = any(budget.value * (1 - NEAR) <= found.got <= top for found in tried)
+        if near or multiple or step == 1 or len(tried) > MOST:
+            return _best(budget, tried, top)
+        step //= 2  # blocks this wide are too coarse, or even the narrowest cost too much
 
 
 def _best(budget: Budget, tried: list[Found], top: float) -> Found:

@@ -2,7 +2,9 @@
 
 The first answers come from the knapsack, its aim corrected by measured over predicted. Once one network lies
 below the budget and one above, the next is taken on the way from one to the other, group by group: the two then
-differ in ever fewer groups, so that it ends even where the table is wrong.
+differ in ever fewer groups, so that it ends even where the table is wrong. Where one step of one group leads
+from far below the budget to above it (a width at which a runtime takes another kernel), that group stays below,
+and what is left of the budget goes to the others.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from niwaki.search import knapsack
 from niwaki.search.knapsack import Levels, Losses, Widths
 
-CHECKS = 7
+CHECKS = 10
 """Real networks asked after the table."""
 DOWN = 4
 """So many more while all of them cost too much."""
@@ -78,7 +80,7 @@ def _next(
     above = [one for one in asked[1:] if one.got > top]
     if below and above:
         ends = max(below, key=lambda one: one.got), min(above, key=lambda one: one.got)
-        return _between(predict, levels, ends, wanted)
+        return _between(predict, levels, ends, wanted) or _around(predict, levels, losses, asked, ends, wanted)
     last = min(asked[1:] or asked, key=lambda one: abs(one.got - wanted))
     aim = last.predicted * wanted / last.got
     known = [one.widths for one in asked]
@@ -101,6 +103,35 @@ def _between(predict: Predict, levels: Levels, ends: tuple[Asked, Asked], wanted
     if there <= here:  # the table has it the other way round: half of the way, then
         return way[len(way) // 2]
     return min(way, key=lambda widths: abs((predict(widths) - here) / (there - here) - share))
+
+
+def _around(
+    predict: Predict,
+    levels: Levels,
+    losses: Losses,
+    asked: Sequence[Asked],
+    ends: tuple[Asked, Asked],
+    wanted: float,
+) -> Widths | None:
+    """Where one step of a group jumps over the budget: that group held below, the others wider than in the
+    network below; or else held above, the others narrower than in the network above."""
+    below, above = ends
+    held = {name for name, width in above.widths.items() if width > below.widths[name]}
+    known = [one.widths for one in asked]
+    for end, side in ((below, 1), (above, -1)):
+        at = end.widths
+        free = {
+            name: [w for w in own if w == at[name] or (name not in held and (w - at[name]) * side > 0)]
+            for name, own in levels.items()
+        }
+        lost = {name: [losses[name][list(levels[name]).index(w)] for w in own] for name, own in free.items()}
+        aim = end.predicted * wanted / end.got
+        for nudge in range(NUDGES):
+            limit = aim * (1 + side * NUDGE * nudge)
+            widths = knapsack.within(predict, free, lost, limit, low=limit * (1 - 2 * NUDGE))
+            if widths is not None and widths not in known:
+                return widths
+    return None
 
 
 def _way(levels: Levels, start: Widths, end: Widths) -> list[Widths]:

@@ -59,7 +59,7 @@ def mend(
         return
     for place in options:
         options[place].append(_AS_IT_IS)
-    failure = _search(options, partial(_trial, small, axes, inputs, wanted() if mends else None))
+    failure = _search(options, partial(_trial, small, axes, inputs, wanted() if mends else None, locate=True))
     if failure is None:
         return
     where = ", ".join(f"{path or 'the model'}.{name}" for path, name in options) or "no attribute"
@@ -71,11 +71,17 @@ def mend(
 
 
 def _trial(
-    small: nn.Module, axes: Axes, inputs: Any, wanted: Sequence[Tensor] | None, chosen: Mapping[Place, Any]
+    small: nn.Module,
+    axes: Axes,
+    inputs: Any,
+    wanted: Sequence[Tensor] | None,
+    chosen: Mapping[Place, Any],
+    *,
+    locate: bool = False,
 ) -> _Failure | None:
-    """Sets what is chosen; where that fails, everything back, and tells how."""
+    """Sets what is chosen; where that fails, everything back, and tells how, and where if it shall."""
     old = _apply(small, [(*place, value) for place, value in chosen.items() if value is not _AS_IT_IS])
-    failure = _failure(small, axes, inputs, wanted)
+    failure = (_located if locate else _failure)(small, axes, inputs, wanted)
     if failure is not None:
         _apply(small, old)
     return failure
@@ -145,16 +151,17 @@ class _Steps(TorchFunctionMode):
 
 
 def _failure(small: nn.Module, axes: Axes, example: Any, wanted: Sequence[Tensor] | None) -> _Failure | None:
-    """What goes wrong in a forward pass, None where nothing does; where is found by a second pass."""
+    """What goes wrong in a forward pass, None where nothing does."""
     try:
         with quiet():
             _compare(outputs(small, example), axes, wanted)
-    except Exception:  # the user's forward may raise anything at a wrong size
-        return _located(small, axes, example, wanted)
+    except Exception as error:  # the user's forward may raise anything at a wrong size
+        return _Failure(error, 0, frozenset(), None)
     return None
 
 
 def _located(small: nn.Module, axes: Axes, example: Any, wanted: Sequence[Tensor] | None) -> _Failure | None:
+    """The same, slower, with how far it came."""
     entered: list[str] = []
     inside: list[str] = []
 
