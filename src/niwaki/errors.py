@@ -227,7 +227,7 @@ CODES: dict[str, str] = {
     "slimming-knob": "A knob of prune.slimming is out of its range; the message says which and what it may be.",
     "slimming-none": "The model has no batch norm over prunable channels; use prune.gates or prune.channels.",
     "spec-bands": "A Spec names each of its bands once, or none.",
-    "spec-channels": "A Spec has at least one channel, and one mean and std for each.",
+    "spec-channels": "A Spec has at least one channel, and one mean and std for each; photographs are decoded to 1 or 3.",
     "spec-resize": "The resize rule in a manifest is not one this version knows.",
     "spec-scale": "A Spec's scale is a pair (low, high) for each channel, low below high: the values that become black and white.",
     "spec-size": "A Spec's size_hw is two whole numbers of at least 1 pixel.",

@@ -6,6 +6,7 @@ import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from niwaki.images import printable
 MAX_UNPACKED = 16 * 2**30
 """Bytes that an .npz file's arrays may have together."""
 
-ImageU8 = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[Any]
 Array = npt.NDArray[np.generic]
 
 
@@ -109,15 +110,17 @@ def _pairs(arrays: Mapping[str, Array], where: str) -> dict[str, tuple[str, str]
     return pairs
 
 
-def _images(array: Array, name: str, where: str) -> ImageU8:
-    """u8 `[N, H, W, C]` of what is there, or an error that says what it is."""
-    if array.dtype != np.uint8:
-        raise _error(where, f"{name} is {array.dtype}, expected uint8 (0 black, 255 white)")
+def _images(array: Array, name: str, where: str) -> Pixels:
+    """`[N, H, W, C]` of what is there, or an error that says what it is: uint8, or bands of whole numbers or
+    floats."""
     pixels = array[..., None] if array.ndim == 3 else array
-    if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3, 4) or 0 in pixels.shape[1:]:
-        hint = ", channels last" if array.ndim == 4 and array.shape[1] in (1, 3, 4) else ""
+    if array.dtype.kind not in "uif" or (array.dtype.kind == "f" and pixels.shape[-1] in (1, 3, 4)):
+        raise _error(where, f"{name} is {array.dtype}, expected uint8 (0 black, 255 white)")
+    first = pixels.ndim == 4 and pixels.shape[1] * 4 < min(pixels.shape[2:])  # channels first
+    if pixels.ndim != 4 or first or 0 in pixels.shape[1:]:
+        hint = ", channels last" if array.ndim == 4 else ""
         raise _error(where, f"{name} has shape {array.shape}, expected [N,H,W] or [N,H,W,C]{hint}")
-    return np.asarray(pixels, dtype=np.uint8)
+    return np.asarray(pixels)
 
 
 def _labels(array: Array, name: str, where: str) -> list[int | str]:

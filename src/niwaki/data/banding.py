@@ -20,7 +20,9 @@ import numpy.typing as npt
 
 from niwaki import bands, images
 from niwaki.bands import Kind, Source, Stack
-from niwaki.data.samples import Bands, Samples
+from niwaki.data.masks import Readable
+from niwaki.data.samples import Bands, Problem, Samples
+from niwaki.dense_metrics import IGNORE
 from niwaki.errors import DataError
 
 FILE = "bands.txt"
@@ -29,6 +31,8 @@ IMAGES = 256
 _PIXELS = 4096
 _NUMBERS = 16 * 2**20
 _OUTER, _MARGIN = 0.1, 0.1
+Void = npt.NDArray[np.bool_] | None
+"""Pixels `[h, w]` without data; None where all have some."""
 Item = tuple[str, Source | npt.NDArray[Any]]
 
 
@@ -52,6 +56,14 @@ class Banding:
         wide = pixels.dtype != np.uint8
         if (pixels.shape[-1], wide) != (self.channels, self.wide):
             raise differs(name, pixels.shape[-1], wide, self)
+
+    def problem(self, name: str, pixels: npt.NDArray[Any]) -> Problem | None:
+        """The same as a Problem; None where all is well."""
+        try:
+            self.check(name, pixels)
+        except DataError as error:
+            return Problem(path=name, code=error.code, message=str(error))
+        return None
 
 
 def names_of(content: bytes | None, where: str) -> Banding | None:
@@ -80,23 +92,31 @@ def names_of(content: bytes | None, where: str) -> Banding | None:
     return Banding(channels=len(names), wide=False, names=tuple(names), told=tuple(told))
 
 
-def found(items: Sequence[Item], named: Banding | None) -> Banding | None:
-    """How the images of a set are read as bands; None where they are photographs.
+def found(items: Sequence[Item], named: Banding | None) -> tuple[Banding | None, list[str]]:
+    """How the images of a set are read as bands, None where they are photographs; and warnings.
 
     Args:
         named: what bands.txt says.
     """
     kinds = [bands.kind(source, name=name) for name, source in items]
     if named is None and not _are_bands(kinds):
-        return None  # the few that are no photographs become Problems
+        # the few that are no photographs become Problems
+        return None, _alpha(kinds)
     heads = Counter((kind.channels, kind.wide) for kind in kinds if kind is not None)
     if named is not None:
         wide = [wide for (channels, wide), _ in heads.most_common() if channels == named.channels]
-        return replace(named, wide=wide[0] if wide else False)
+        return replace(named, wide=wide[0] if wide else False), []
     (channels, wide), _ = max(heads.items(), key=lambda item: (item[1], item[0]))
     stack = next((source for _, source in items if isinstance(source, Stack)), None)
     names = stack.names if stack is not None and len(stack.names) == channels else ()
-    return Banding(channels=channels, wide=wide, names=names)
+    return Banding(channels=channels, wide=wide, names=names), []
+
+
+def _alpha(kinds: Sequence[Kind | None]) -> list[str]:
+    """A warning where TIFFs say that their fourth band is alpha, as GDAL writes of any fourth band."""
+    many = sum(kind is not None and kind.channels == 4 for kind in kinds)
+    what = f"{many} TIFFs call their fourth band alpha, so it was put over white"
+    return [f"{what}; if it is infrared, name the bands in {FILE}"] if many else []
 
 
 def _are_bands(kinds: Sequence[Kind | None]) -> bool:
@@ -107,8 +127,8 @@ def _are_bands(kinds: Sequence[Kind | None]) -> bool:
     return bool(kinds) and all(kind is not None and kind.wide for kind in kinds)
 
 
-def looked(source: Source, name: str, banding: Banding | None) -> tuple[bytes, tuple[int, int]]:
-    """An image's bytes, and its height and width, after it was decoded once.
+def looked(source: Source, name: str, banding: Banding | None) -> tuple[bytes, tuple[int, int], Void]:
+    """An image's bytes, its height and width, and where it has no data, after it was decoded once.
 
     Raises:
         DataError: it cannot be used, or is not as most are. [image-*, bands-*]
@@ -122,10 +142,29 @@ def looked(source: Source, name: str, banding: Banding | None) -> tuple[bytes, t
                 code="bands-differ",
             )
         height, width = images.decode(content, channels=3, name=name).shape[:2]
-        return content, (height, width)
-    pixels, _ = bands.read(source if isinstance(source, Stack) else content, name=name)
+        return content, (height, width), None
+    pixels, nodata = bands.read(source if isinstance(source, Stack) else content, name=name)
     banding.check(name, pixels)
-    return content, (pixels.shape[0], pixels.shape[1])
+    return content, (pixels.shape[0], pixels.shape[1]), bands.empty(pixels, nodata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hidden:
+    """A mask whose pixels have no class where the image has no data."""
+
+    mask: Readable
+    image: Source
+    name: str
+
+    def read(self) -> npt.NDArray[np.integer]:
+        """Its classes uint8 `[h, w]`, 255 where there is none, or no data.
+
+        Raises:
+            DataError: mask or image cannot be read. [image-*, mask-*]
+        """
+        classes = self.mask.read()
+        void = bands.empty(*bands.read(self.image, name=self.name))
+        return classes if void is None else np.where(void, IGNORE, classes).astype(classes.dtype)
 
 
 def measured(train: Samples, banding: Banding) -> Bands:

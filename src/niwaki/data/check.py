@@ -18,9 +18,11 @@ def digest_or_problem(record: Record, banding: Banding | None = None) -> str | P
     """Hex sha256 of an image's bytes if it decodes, else why it does not."""
     source = record.source
     if isinstance(source, np.ndarray):  # pixels already; shapes count too: 2 x 8 is not 4 x 4
+        if banding is not None and (wrong := banding.problem(record.name, source)):
+            return wrong
         return hashlib.sha256(repr(source.shape).encode() + source.tobytes()).hexdigest()
     try:
-        content, _ = looked(source, record.name, banding)
+        content, _, _ = looked(source, record.name, banding)
     except DataError as error:
         return Problem(path=record.name, code=error.code, message=str(error))
     return hashlib.sha256(content).hexdigest()

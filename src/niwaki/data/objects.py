@@ -80,7 +80,7 @@ def assemble(
         DataError: nothing is usable, no object is there to learn from, or a split is empty.
             [data-empty, data-class-empty, data-few-images, data-changed]
     """
-    how = read_masks.banding_of(found, where)
+    how, told = read_masks.banding_of(found, where)
     looked = in_threads(lambda pair: _look(pair, how), found.pairs)
     seen = [one for one in looked if isinstance(one, Seen)]
     problems = [*found.problems, *(one for one in looked if isinstance(one, Problem))]
@@ -101,7 +101,7 @@ def assemble(
         classes=_CODING.classes,
         **parts,
         problems=tuple(problems),
-        warnings=tuple(read_masks.warnings(seen, split, counts, _CODING)),
+        warnings=(*told, *read_masks.warnings(seen, split, counts, _CODING)),
         fingerprint=read_masks.fingerprint(seen, split, _CODING),
         flip=True,
         bands=None if how is None else banding.measured(parts["train"], how),
@@ -115,7 +115,7 @@ def _mask(pair: Pair) -> ObjectMask:
 def _look(pair: Pair, how: banding.Banding | None) -> Seen | Problem:
     """An image and its objects decoded once, and let go again; `found` is how many pixels they have."""
     try:
-        content, (height, width) = banding.looked(pair.image, pair.name, how)
+        content, (height, width), _ = banding.looked(pair.image, pair.name, how)
         ids = _mask(pair).read()
     except DataError as error:
         return Problem(path=pair.name, code=error.code, message=str(error))

@@ -110,7 +110,7 @@ def _assemble(
     """From what is listed to what is learned from."""
     listed = sorted(listing.records, key=lambda record: record.name)
     named = banding.names_of(listing.bands, listing.where)
-    how = banding.found([(record.name, record.source) for record in listed], named)
+    how, told = banding.found([(record.name, record.source) for record in listed], named)
     records, digests, faults = check.check(listed, how)
     problems = (*listing.problems, *faults)
     classes = listing.classes or tuple(sorted({record.label for record in listing.records}))
@@ -120,7 +120,7 @@ def _assemble(
     else:
         split = _split(listing, records, digests, seed=seed, val=val, test=test)
     _check_splits(listing, classes, records, split, problems, asked={"val": val, "test": test})
-    warnings = [*_thin(classes, records, split), *check.duplicates(records, digests, split)]
+    warnings = [*told, *_thin(classes, records, split), *check.duplicates(records, digests, split)]
     parts = {name: _samples(name, classes, records, split) for name in _SPLITS}
     return DataSet(
         classes=classes,

@@ -13,7 +13,7 @@ import numpy as np
 from niwaki.data import banding
 from niwaki.data.class_names import CAMVID, Coding, coded, from_file, of_values
 from niwaki.data.mask_layouts import Pair, Pairs
-from niwaki.data.masks import Mask, Outlines, Values, unknown_values, values
+from niwaki.data.masks import Mask, Outlines, Readable, Values, unknown_values, values
 from niwaki.data.samples import DataSet, Problem, Samples, in_threads
 from niwaki.data.splits import divide
 from niwaki.errors import DataError
@@ -23,11 +23,13 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """A pair that was looked through: how often each value is there, and a hash of its bytes."""
+    """A pair that was looked through: how often each value is there, a hash of its bytes, and whether
+    some of its pixels hold no data."""
 
     pair: Pair
     found: dict[int, int]
     digest: str
+    void: bool = False
 
 
 def assemble(
@@ -41,7 +43,7 @@ def assemble(
     """
     coding = _known_coding(found, where)
     colours = coding is not None and coding.colours
-    how = banding_of(found, where)
+    how, told = banding_of(found, where)
     looked = in_threads(lambda pair: _look(pair, colours, how), found.pairs)
     seen = [one for one in looked if isinstance(one, Seen)]
     problems = [*found.problems, *(one for one in looked if isinstance(one, Problem))]
@@ -54,15 +56,18 @@ def assemble(
     counts = np.array([coding.counts(one.found) for one in seen], np.int64)
     check_splits(found, where, split, counts, coding, problems, asked={"val": val, "test": test})
 
-    def mask(pair: Pair) -> Mask:
-        return Mask(source=pair.mask, name=pair.mask_name, coding=coding.places, colours=coding.colours)
+    voids = {one.pair.name for one in seen if one.void}
+
+    def mask(pair: Pair) -> Readable:
+        one = Mask(source=pair.mask, name=pair.mask_name, coding=coding.places, colours=coding.colours)
+        return banding.Hidden(mask=one, image=pair.image, name=pair.name) if pair.name in voids else one
 
     parts = {name: samples_of(name, seen, split, counts, mask) for name in SPLITS}
     return DataSet(
         classes=coding.classes,
         **parts,
         problems=tuple(problems),
-        warnings=tuple(warnings(seen, split, counts, coding)),
+        warnings=(*told, *warnings(seen, split, counts, coding)),
         fingerprint=fingerprint(seen, split, coding),
         flip=True,
         bands=None if how is None else banding.measured(parts["train"], how),
@@ -78,8 +83,8 @@ def _known_coding(found: Pairs, where: str) -> Coding | None:
     return CAMVID if found.camvid else None
 
 
-def banding_of(found: Pairs, where: str) -> banding.Banding | None:
-    """How the images are read as bands; None where they are photographs.
+def banding_of(found: Pairs, where: str) -> tuple[banding.Banding | None, list[str]]:
+    """How the images are read as bands, None where they are photographs; and warnings.
 
     Raises:
         DataError: bands.txt is no list of bands. [bands-file]
@@ -91,7 +96,7 @@ def banding_of(found: Pairs, where: str) -> banding.Banding | None:
 def _look(pair: Pair, colours: bool, how: banding.Banding | None) -> Seen | Problem:
     """An image and its mask decoded once, and let go again."""
     try:
-        content, (height, width) = banding.looked(pair.image, pair.name, how)
+        content, (height, width), void = banding.looked(pair.image, pair.name, how)
         stored = values(pair.mask, pair.mask_name, colours=colours)
     except DataError as error:
         return Problem(path=pair.name, code=error.code, message=str(error))
@@ -99,7 +104,8 @@ def _look(pair: Pair, colours: bool, how: banding.Banding | None) -> Seen | Prob
         return wrong_size(pair, stored.shape, (height, width))
     digest = hashlib.sha256(content)
     digest.update(repr((stored.shape, str(stored.dtype))).encode() + stored.tobytes())
-    return Seen(pair=pair, found=_histogram(stored), digest=digest.hexdigest())
+    known = stored if void is None else stored[~void]
+    return Seen(pair=pair, found=_histogram(known), digest=digest.hexdigest(), void=void is not None)
 
 
 def wrong_size(pair: Pair, mask: tuple[int, ...], image: tuple[int, int]) -> Problem:

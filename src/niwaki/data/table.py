@@ -1,18 +1,24 @@
-"""Manifests: a CSV or JSONL file with `path`, `label` and perhaps `split` for each image."""
+"""Manifests: a CSV or JSONL file with `path`, `label` and perhaps `split` for each image.
+
+A path may be a folder that holds an image's bands; a bands.txt beside the manifest names them.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from niwaki.bands import Stack
+from niwaki.data import stacks
+from niwaki.data.banding import FILE, names_of
 from niwaki.data.listing import SPLIT_NAMES, Listing, Record
 from niwaki.data.samples import Problem
 from niwaki.errors import DataError
-from niwaki.images import printable
+from niwaki.images import load, printable
 
 MAX_BYTES = 2**30
 """Bytes that a manifest may have."""
@@ -26,7 +32,10 @@ def listing(path: Path, where: str) -> Listing:
     Raises:
         DataError: it cannot be parsed, or lacks a column. [data-manifest, data-unreadable]
     """
-    found = Listing(where=where)
+    beside = path.parent / FILE
+    found = Listing(where=where, bands=load(beside) if beside.is_file() else None)
+    named = names_of(found.bands, where)
+    names = () if named is None else named.names
     seen: set[str] = set()
     for line, row in _rows(path, where):
         entry = _entry(row)
@@ -40,9 +49,17 @@ def listing(path: Path, where: str) -> Listing:
         seen.add(name)
         if split:
             found.given.add(split)
-        source = path.parent / str(row["path"]).strip()
+        source = _source(path.parent / str(row["path"]).strip(), names)
         found.records.append(Record(name=name, source=source, label=label, split=split))
     return found
+
+
+def _source(path: Path, names: Sequence[str]) -> Path | Stack:
+    """A file, or the files of an image's bands where it is a folder of them."""
+    try:
+        return (stacks.of_folder(path, names) if path.is_dir() else None) or path
+    except OSError:  # a name too long, a folder that cannot be listed: reading it will say so
+        return path
 
 
 def _bad(where: str, line: int, code: str, why: str) -> Problem:
