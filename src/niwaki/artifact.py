@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 FEW = 16
 """Calibration images on which it is emulated what CPUs without VNNI make of an int8 file."""
-_BY_NAME = re.compile(r"(timm|niwaki|smp|torchvision):[A-Za-z0-9_.-]+")
+_BY_NAME = re.compile(r"(timm|niwaki|smp|torchvision):[A-Za-z0-9_.+@-]+")
 
 Builder = Callable[[], "nn.Module"]
 

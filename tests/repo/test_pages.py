@@ -35,6 +35,7 @@ EXECUTED = (
     "docs/recovery.md",
     "docs/quantization.md",
     "docs/segmentation.md",
+    "docs/point-rend.md",
     "docs/instances.md",
     "docs/qat.md",
     "docs/instruction-sets.md",

@@ -165,6 +165,11 @@ def nets() -> dict[str, nn.Module]:
         "space to depth": Between(lambda x: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2)),
         "a padded and pooled grid": Between(lambda x: F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 2, 1)),
         "triangle": Between(lambda x: x.tril()),
+        "grid_sample": Between(
+            lambda x, grid: F.grid_sample(x, grid.expand(x.shape[0], -1, -1, -1), align_corners=False),
+            grid=2 * torch.rand(1, 8, 8, 2) - 1,
+        ),
+        "topk over pixels": Between(lambda x: x.flatten(2).topk(64, dim=2).values.view_as(x)),
     }
     return {name: net.eval() for name, net in made.items()}
 
@@ -195,6 +200,8 @@ ORDERED = {
     "argmax": lambda x: x * x.argmax(1, keepdim=True),
     "cumsum": lambda x: x.cumsum(1),
     "roll": lambda x: x.roll(1, 1),
+    "topk": lambda x: x * x.topk(3, dim=1).values.mean(1, keepdim=True),
+    "scatter": lambda x: x.scatter(1, torch.zeros(x.shape[0], 1, 8, 8, dtype=torch.long), x[:, -1:]),
     "gather": lambda x: x.gather(1, torch.arange(15, -1, -1).view(1, 16, 1, 1).expand(x.shape[0], -1, 8, 8)),
     "convolution along channels": lambda x: (
         x * F.conv1d(x.mean((2, 3)).unsqueeze(1), torch.ones(1, 1, 3), padding=1).view(-1, 16, 1, 1)

@@ -5,6 +5,7 @@ terms.py       losses of single pixels or labels: cross-entropy, focal, OHEM, ba
 regions.py     losses of whole regions: Dice, Lovasz-softmax
 mix.py         `mix("2*ohem + dice", task=...)`: a text that a Plan can record, as a function
 auxiliary.py   heads that only a training has, on modules inside a network: class maps and edges
+points.py      what a network with PointRend learns
 
 All take logits `[B, K, ...]` and targets int64 `[B, ...]`, so they work for labels and for masks; targets of
 `VOID` count nowhere.
@@ -12,6 +13,7 @@ All take logits `[B, K, ...]` and targets int64 `[B, ...]`, so they work for lab
 
 from niwaki.losses.auxiliary import Heads
 from niwaki.losses.mix import NAMES, Loss, mix
+from niwaki.losses.points import point_loss
 from niwaki.losses.regions import dice, lovasz
 from niwaki.losses.terms import adjusted, balanced, boundary, cross_entropy, focal, ohem, ohem_images
 
@@ -29,4 +31,5 @@ __all__ = [
     "mix",
     "ohem",
     "ohem_images",
+    "point_loss",
 ]

@@ -7,7 +7,7 @@ end. Shape letters: B batch, C channels, h w pixels of a feature map, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from niwaki.losses import terms
 from niwaki.losses.mix import Loss
 from niwaki.spec import Spec
 from niwaki.tasks import Segment
+
+Whole = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 WIDTH = 64
 """Channels inside a head."""
@@ -52,20 +54,20 @@ class Heads(nn.Module):
         return self.network(images)
 
     def losses(
-        self, images: Tensor, target: Tensor, loss: Loss, *, width: int = 1
+        self, images: Tensor, target: Tensor, loss: Loss, *, whole: Whole | None = None, width: int = 1
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The losses `[B]` of the network's own output, of the class heads' mean, and of the edge heads' mean.
 
         Args:
             target: masks `[B, H, W]`.
+            whole: the loss of the network's own output, if it is another than `loss`.
             width: pixels on either side of a boundary that are edge.
         """
         with self._watching():
-            output = self.network(images)
+            own = whole(self.network, images, target) if whole else loss(self.network(images), target)
             given = [head(self._seen[name]) for head, name in zip(self.heads, self.places, strict=True)]
         self._seen.clear()
         count = len(given) - self.of_edges
-        own = loss(output, target)
         aux = [loss(one, target) for one in given[:count]]
         edge = [_edge_loss(one, target, width) for one in given[count:]]
         zero = torch.zeros_like(own)

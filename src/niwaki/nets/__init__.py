@@ -23,12 +23,13 @@ from niwaki.nets.cifar import resnet20, resnet32, resnet56
 from niwaki.nets.fast_scnn import fast_scnn
 from niwaki.nets.lednet import lednet
 from niwaki.nets.light_context import light_context
+from niwaki.nets.point_rend import POINTS, PointRend, point_rend
 from niwaki.nets.sfnet import sfnet
 from niwaki.nets.small import small
 from niwaki.nets.star_unet import star_unet
 from niwaki.nets.weights import load_weights
 
-__all__ = ["BUILDERS", "SEGMENTATION", "build", "build_user", "load_weights"]
+__all__ = ["BUILDERS", "SEGMENTATION", "PointRend", "build", "build_user", "load_weights", "point_rend"]
 
 SEGMENTATION: dict[str, Callable[..., nn.Module]] = {
     "bisenet_v2": bisenet_v2,
@@ -56,12 +57,17 @@ def build(name: str, *, classes: int, channels: int = 3, pretrained: bool = Fals
 
     Args:
         name: `timm:NAME`, `niwaki:NAME`, one of `BUILDERS`, `smp:ARCHITECTURE-ENCODER` or `torchvision:NAME`;
-            those of masks give logits `[B, classes, h, w]`.
+            those of masks give logits `[B, classes, h, w]`, and may end in `+pointrend` or `+pointrend@MODULE`,
+            which puts a PointRend on them (`point_rend`).
         pretrained: start from the published weights (timm only; they are downloaded once).
     Raises:
         ModelError: no such model, no weights for it, or the download failed.
-            [model-unknown, model-pretrained, model-download]
+            [model-unknown, model-pretrained, model-download, model-points]
     """
+    whole, points, fine = name.partition(POINTS)
+    if points and (not fine or fine[0] == "@"):
+        inner = build(whole, classes=classes, channels=channels, pretrained=pretrained)
+        return point_rend(inner, channels=channels, fine=fine[1:] or None)
     family, _, rest = name.partition(":")
     if family == "timm" and rest:
         return _timm(rest, classes=classes, channels=channels, pretrained=pretrained)

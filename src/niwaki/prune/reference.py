@@ -44,6 +44,7 @@ max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_p
 adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool2d
 max_pool2d_with_indices upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d
 upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_trilinear3d
+grid_sampler grid_sampler_2d
 """.split()  # noqa: SIM905
 _REDUCE = """
 mean sum amax amin var std var_mean prod logsumexp norm linalg_vector_norm
@@ -240,6 +241,16 @@ def _batch_norm(node: Call, values: dict[Call, Any], name: str) -> Any:
     if isinstance(out, Tensor):
         return _scattered(out, alive, value.shape), mask
     return [(_scattered(out[0], alive, value.shape), mask), *[_whole(o) for o in out[1:]]]
+
+
+def _ranked(node: Call, values: dict[Call, Any], name: str) -> Any:
+    """topk: along an axis that is alive alike throughout, where any of its elements may be."""
+    mask = values[node.args[0]][1]  # type: ignore[index]
+    dim = int(node.args[2]) if len(node.args) > 2 else -1  # type: ignore[arg-type]
+    _demand(_even(mask, dim), node, "an axis that is ranked")
+    found = _target(node)(*_values(node.args, values), **_values(node.kwargs, values))
+    alive = mask.narrow(dim, 0, int(node.args[1]))  # type: ignore[arg-type]
+    return _spread(found, [alive, alive])
 
 
 def _window(node: Call, values: dict[Call, Any], name: str) -> Any:
@@ -455,6 +466,7 @@ _KINDS: tuple[tuple[Sequence[str], Callable[..., Any]], ...] = (
     (("glu",), _glu),
     (("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
     (("cumsum", "cumprod", "tril", "triu"), _positional),
+    (("topk",), _ranked),
     (_WINDOWS, _window),
     (_REDUCE, _reduce),
     (_BATCH_NORM, _batch_norm),

@@ -62,6 +62,7 @@ def write(
     written = _written(whole, graph, nodes, activations, weights)
     _tidy(written, {node.name for node in nodes}, activations)
     _guard(written)
+    _parted(written)
     graphs.drop_unused(written.graph)
     return written
 
@@ -225,6 +226,46 @@ def _guard(proto: Any) -> None:
         copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in out]
         del proto.graph.node[:]
         proto.graph.node.extend(copies)
+
+
+def _parted(proto: Any) -> None:
+    """Weights of its own for each layer that shares some with others, in place.
+
+    ONNX Runtime's exact kernels (`session.x64quantprecision`) write each layer's weights anew under the name of
+    the constant, and refuse the second of that name.
+    """
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    makers = {
+        node.output[0]: node
+        for node in proto.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    }
+    seen: dict[str, int] = {}
+    out = []
+    for node in proto.graph.node:
+        for place, name in enumerate(node.input):
+            if name not in makers:
+                continue
+            seen[name] = seen.get(name, 0) + 1
+            if seen[name] > 1:
+                own = _copied(makers[name], seen[name])
+                for k, constant in enumerate(makers[name].input):
+                    held = onnx.TensorProto.FromString(constants[constant].SerializeToString())
+                    held.name = own.input[k] = f"{constant}_{seen[name]}"
+                    proto.graph.initializer.append(held)
+                node.input[place] = own.output[0]
+                out.append(own)
+        out.append(node)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in out]
+    del proto.graph.node[:]
+    proto.graph.node.extend(copies)
+
+
+def _copied(node: Any, count: int) -> Any:
+    """A node of its own name and output."""
+    own = onnx.NodeProto.FromString(node.SerializeToString())
+    own.name, own.output[0] = f"{own.name}_{count}", f"{own.output[0]}_{count}"
+    return own
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from niwaki import loop, losses
 from niwaki.batches import Batch
 from niwaki.errors import PlanError
 from niwaki.evaluate import Readable
+from niwaki.nets import PointRend
 from niwaki.spec import Spec
 from niwaki.tasks import Segment, Task
 
@@ -31,6 +32,7 @@ def fit(
     auxiliary_weight: float = 0.4,
     edges: Sequence[str] = (),
     edge_weight: float = 1.0,
+    point_weight: float = 1.0,
     checkpoint: Path | None = None,
     show: loop.Show | None = None,
     **training: Unpack[loop.Training],
@@ -43,6 +45,7 @@ def fit(
         auxiliary: modules whose features are to give the class map as well, through heads that are dropped at
             the end (masks only); their mean loss counts `auxiliary_weight`.
         edges: modules whose features are to give the boundaries between classes, likewise; `edge_weight`.
+        point_weight: of the loss at single points, where the network has a PointRend (`nets.point_rend`).
         checkpoint: file to go on from and to write to.
         show: called with each `loop.Progress`.
         training: epochs, batch, lr, augment and the others that `loop.Knobs` lists and explains.
@@ -55,14 +58,22 @@ def fit(
     own = task.loss if loss == PLAIN else losses.mix(loss, task=task, counts=_counts(task, train))
     settings: dict[str, Any] = {} if loss == PLAIN else {"loss": loss}
 
+    def whole(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+        if isinstance(model, PointRend):
+            assert isinstance(task, Segment)
+            return losses.point_loss(model, images, task.valid(target), own=own, weight=point_weight)
+        return own(model(images).float(), target)
+
     def objective(model: nn.Module, batch: Batch) -> Tensor:
-        return own(model(batch.images).float(), batch.target)
+        return whole(model, batch.images, batch.target)
 
     def with_heads(model: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(model, losses.Heads)
-        each, inside, edge = model.losses(batch.images, batch.target, own)
+        each, inside, edge = model.losses(batch.images, batch.target, own, whole=whole)
         return each + auxiliary_weight * inside + edge_weight * edge
 
+    if isinstance(model, PointRend):
+        settings |= {"points": point_weight}
     if heads := (*auxiliary, *edges):
         settings |= {"heads": [*heads], "weights": [auxiliary_weight, edge_weight]}
         model = _headed(model, task, spec, auxiliary, edges)

@@ -123,6 +123,31 @@ def take(walk: Walk, node: Call) -> Rows:
     return [None] * len(sizes_of(node))
 
 
+def grid_sample(walk: Walk, node: Call) -> Rows:
+    """`[B, C, H, W]` sampled at `[B, h, w, 2]`: channels pass, places stay whole."""
+    x, grid = axes_of(walk, node.args[0]), axes_of(walk, node.args[1])
+    for axis in (*x[2:], *grid[1:]):
+        walk.atoms.keep(axis)
+    return [*x[:2], *[None] * (len(x) - 2)]
+
+
+def topk(walk: Walk, node: Call) -> list[Rows]:
+    """The axis that is ranked stays whole, others pass; values and places alike."""
+    axes = list(axes_of(walk, node.args[0]))
+    dim = int(argument(node, 2, "dim", -1)) % len(axes)
+    walk.atoms.keep(axes[dim])
+    axes[dim] = None
+    return [axes, list(axes)]
+
+
+def scatter(walk: Walk, node: Call) -> Rows:
+    """A tensor with single elements written over: all axes stay whole."""
+    for x in walk.tensors_of(node):
+        for axis in axes_of(walk, x):
+            walk.atoms.keep(axis)
+    return [None] * len(sizes_of(node))
+
+
 def windows(walk: Walk, node: Call) -> Rows:
     """unfold: windows of one axis, which stays whole, on a new last axis."""
     axes = list(axes_of(walk, node.args[0]))
