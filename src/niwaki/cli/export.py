@@ -119,13 +119,14 @@ def _all(artifact: Artifact, name: str, calib: Any, builder: Builder | None) -> 
     from niwaki.errors import NiwakiError, ParityError
 
     lines, left, exit_code = [], {}, 0
+    ranges = calib is not None or _trained(artifact, builder)
     for runtime in runtimes.NAMES:
         can = runtimes.support(runtime)
         for precision in can["precisions"]:
             one = f"{runtime}:{precision}"
             if precision in artifact.exports.get(runtime, {}):
                 continue
-            if not (can["run"] and can["export"]) or (precision == "int8" and calib is None):
+            if not (can["run"] and can["export"]) or (precision == "int8" and not ranges):
                 left[one] = f"needs {can['install']}" if can["install"] else "needs --calib DATA"
                 continue
             try:
@@ -136,6 +137,13 @@ def _all(artifact: Artifact, name: str, calib: Any, builder: Builder | None) -> 
                 exit_code = 3 if isinstance(error, ParityError) else exit_code
     lines += [f"left out: {one}: {why}" for one, why in left.items()]
     return Answer({"artifact": name, "exports": artifact.exports, "left": left}, "\n".join(lines), exit_code)
+
+
+def _trained(artifact: Artifact, builder: Builder | None) -> bool:
+    """Whether the model holds its ranges itself, so that int8 needs no images."""
+    from niwaki.surgery import fake_quantize
+
+    return bool(fake_quantize.quantizers(artifact.model(builder)))
 
 
 def _web(artifact: Artifact, args: argparse.Namespace) -> Answer:

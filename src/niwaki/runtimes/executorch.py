@@ -86,7 +86,7 @@ def export(
             [export-failed, export-precision, export-calib]
         ParityError: the file computes something else. [parity]
     """
-    request.check(precision, calib, spec, precisions=PRECISIONS, runtime="executorch")
+    request.check(precision, calib, spec, precisions=PRECISIONS, runtime="executorch", model=model)
     exir = require("executorch.exir", extra="executorch")
     parts = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", extra="executorch")
     deployed = require("niwaki.runtimes.deployed", extra="train")

@@ -1,7 +1,8 @@
 """LiteRT (once TensorFlow Lite), for phones and small boards: one .tflite file, run without torch.
 
     float32   as trained
-    int8      weights and activations in whole numbers, by LiteRT's own quantizer, ranges from `calib`
+    int8      weights and activations in whole numbers, by LiteRT's own quantizer, ranges from `calib`; of a
+              model that was trained with fake quantizers its own scales and zero points (litert_trained.py)
 
 Running needs only ai-edge-litert. The converter (litert-torch) asks for older versions of packages that
 niwaki's other parts use, so it lives in an environment of its own and is called as a program:
@@ -103,7 +104,7 @@ def export(
             [export-failed, export-precision, export-calib]
         ParityError: the file computes something else. [parity]
     """
-    request.check(precision, calib, spec, precisions=PRECISIONS, runtime="litert")
+    trained = request.check(precision, calib, spec, precisions=PRECISIONS, runtime="litert", model=model)
     deployed = require("niwaki.runtimes.deployed", extra="train")
     parity = require("niwaki.runtimes.parity", extra="train")
     if line := export_needs():
@@ -116,9 +117,15 @@ def export(
     path = Path(path)
     whole = deployed.wrap(model, spec, task)
     program = deployed.program(whole, deployed.example(spec), runtime="LiteRT")
+    if trained:
+        from niwaki.runtimes import litert_trained
+
+        program = litert_trained.pairs(program, deployed.example(spec))
     with tempfile.TemporaryDirectory() as folder:
         torch.export.save(program, Path(folder) / "model.pt2")  # ours, and read back at once
-        if precision == "int8" and calib is not None:
+        if trained:
+            (Path(folder) / "trained").touch()
+        elif precision == "int8" and calib is not None:
             np.save(Path(folder) / "calib.npy", calib[:64])
         made = _convert(Path(folder))
         if isinstance(made, str):

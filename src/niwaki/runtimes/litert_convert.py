@@ -2,7 +2,8 @@
 
     python litert_convert.py FOLDER
 
-reads FOLDER/model.pt2 (and calib.npy for int8), writes FOLDER/model.tflite, or the reason in error.txt.
+reads FOLDER/model.pt2 and, for int8, calib.npy, or an empty file `trained` where the graph holds its own
+scales; writes FOLDER/model.tflite, or the reason in error.txt.
 """
 
 from __future__ import annotations
@@ -18,13 +19,24 @@ def convert(folder: Path) -> None:
     import numpy as np
     import torch
 
+    trained = (folder / "trained").exists()
+    if trained:
+        import torch.ao.quantization.fx._decomposed  # registers the calls that such a graph is made of
     program = torch.export.load(folder / "model.pt2")
     example = tuple(torch.zeros_like(value) for value in program.example_inputs[0])
-    made = litert_torch.convert(program.module(), example)
+    made = litert_torch.convert(program.module(), example, **({"quant_config": _whole()} if trained else {}))
     target = folder / "model.tflite"
     made.export(str(target))
     if (folder / "calib.npy").exists():
         _quantize(target, np.load(folder / "calib.npy", allow_pickle=False))
+
+
+def _whole() -> Any:
+    """What tells the converter that the graph is quantized; it fuses what it finds and decides nothing."""
+    from litert_torch.quantize import pt2e_quantizer, quant_config
+
+    how = pt2e_quantizer.get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False)
+    return quant_config.QuantConfig(pt2e_quantizer=pt2e_quantizer.PT2EQuantizer().set_global(how))
 
 
 def _quantize(target: Path, images: Any) -> None:

@@ -100,7 +100,7 @@ def export(
             [export-failed, export-precision, export-calib]
         ParityError: the file computes something else. [parity]
     """
-    request.check(precision, calib, spec, precisions=PRECISIONS, runtime="ncnn")
+    request.check(precision, calib, spec, precisions=PRECISIONS, runtime="ncnn", model=model)
     require("ncnn", extra="ncnn")
     require("pnnx", extra="ncnn")
     deployed = require("niwaki.runtimes.deployed", extra="train")

@@ -27,7 +27,6 @@ from niwaki.qdq.recipe import Recipe
 from niwaki.runtimes import deployed, onnx_int8, onnx_trained, parity, request
 from niwaki.runtimes.onnx import INPUT, OUTPUT, PRECISIONS
 from niwaki.spec import Spec
-from niwaki.surgery import fake_quantize
 from niwaki.surgery.trace import quiet
 from niwaki.tasks import Task
 
@@ -63,8 +62,7 @@ def export(
         PlanError: the recipe is of another model. [quantize-recipe]
         ParityError: the file computes something else. [parity]
     """
-    trained = bool(fake_quantize.quantizers(model))
-    request.check(precision, calib, spec, precisions=PRECISIONS, runtime="onnx", trained=trained)
+    trained = request.check(precision, calib, spec, precisions=PRECISIONS, runtime="onnx", model=model)
     path = Path(path)
     proto = _trace(model, spec, task, as_convolution=precision == "int8")
     _strip(proto)

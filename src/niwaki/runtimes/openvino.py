@@ -3,7 +3,7 @@
     float32   weights and sums in float32 (said to OpenVINO, which else takes bfloat16 where the CPU has it)
     bfloat16  the same file, run in bfloat16; only on a CPU that has it
     float16   weights stored in 16 bits, sums in float32: half the file
-    int8      the scales and zero points of the ONNX file's int8
+    int8      the scales and zero points of the ONNX file's int8, a trained model's own among them
 
 The precision is written into the file, so `open` runs what was proven. Only `Core.read_model` and
 `save_model` are called: the parts of the package that report usage are never loaded.
@@ -95,7 +95,7 @@ def export(
         RuntimeFailed: bfloat16 on a CPU without it. [runtime-device]
         ParityError: the file computes something else. [parity]
     """
-    request.check(precision, calib, spec, precisions=PRECISIONS, runtime="openvino")
+    request.check(precision, calib, spec, precisions=PRECISIONS, runtime="openvino", model=model)
     ov = require("openvino", extra="openvino")
     parity = require("niwaki.runtimes.parity", extra="train")
     onnx = require("niwaki.runtimes.onnx", extra="train")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from niwaki.errors import ModelError
+from niwaki.lazy import require
 from niwaki.spec import Spec
 
 
@@ -18,16 +20,23 @@ def check(
     *,
     precisions: Sequence[str],
     runtime: str,
-    trained: bool = False,
-) -> None:
-    """Nothing, when a runtime knows the precision and the images fit it.
+    model: Any = None,
+) -> bool:
+    """Whether the model holds its ranges itself, once a runtime knows the precision and the images fit it.
 
     Args:
         calib: uint8 `[N, H, W, C]` of the Spec's size; int8 needs at least one.
-        trained: the model holds its ranges itself: int8 needs no images, and float is another model.
+        model: one that was trained with fake quantizers needs no images for int8, and is no float model.
     Raises:
         ModelError: they do not fit. [export-precision, export-calib]
     """
+    trained = model is not None and _trained(model)
+    if trained and "int8" not in precisions:
+        raise ModelError(
+            "export: the model was trained with fake quantizers, so its numbers are int8, and niwaki has no "
+            f"int8 for {runtime}. Use onnx, openvino, litert or tensorrt, or the model from before quantize.qat.",
+            code="export-precision",
+        )
     if precision not in precisions:
         raise ModelError(
             f"export: {runtime} knows no precision {precision!r}, expected one of {', '.join(precisions)}.",
@@ -50,3 +59,10 @@ def check(
             "at least one image; int8 takes its ranges from them.",
             code="export-calib",
         )
+    return trained
+
+
+def _trained(model: Any) -> bool:
+    """Whether a graph has fake quantizers in it."""
+    fake_quantize = require("niwaki.surgery.fake_quantize", extra="train")
+    return bool(fake_quantize.quantizers(model))

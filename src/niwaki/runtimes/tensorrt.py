@@ -85,7 +85,7 @@ def export(
             not fit. [export-failed, export-precision, export-calib]
         ParityError: the file computes something else. [parity]
     """
-    request.check(precision, calib, spec, precisions=PRECISIONS, runtime="tensorrt")
+    request.check(precision, calib, spec, precisions=PRECISIONS, runtime="tensorrt", model=model)
     onnx_export = require("niwaki.runtimes.onnx_export", extra="train")
     import onnx
 

@@ -45,12 +45,18 @@ def symmetric(proto: Any) -> None:
     """Makes every u8 tensor between QuantizeLinear and DequantizeLinear an s8 one of zero point 0, in place.
 
     A DequantizeLinear that reads the raw pixels becomes a cast and a product, since pixels stay u8. A bias,
-    whose scale is that of its input times that of its weights, becomes float.
+    whose scale is that of its input times that of its weights, becomes float. Weights of 4 bits, which a Cast
+    widens, are stored as s8: TensorRT has no such Cast.
     """
     graph = proto.graph
+    _widen(graph)
     values = {tensor.name: tensor for tensor in graph.initializer}
-    kept, seen = [], {}
+    kept, seen, above = [], {}, set[str]()
     for node in graph.node:
+        if node.op_type in _ABOVE or (
+            node.op_type in _KEEPS and above.issuperset(node.input[: _KEEPS[node.op_type]])
+        ):
+            above.update(node.output)
         if node.op_type == "DequantizeLinear" and node.input[0] in values:
             stored = numpy_helper.to_array(values[node.input[0]])
             if stored.dtype == np.int32:
@@ -60,7 +66,11 @@ def symmetric(proto: Any) -> None:
             kept += _pixels(node, values, graph)
             continue
         elif node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            kept += _clipped(node, values)
+            if _from_zero(node, values):
+                kept += (
+                    _clipped(node) if node.op_type == "QuantizeLinear" and node.input[0] not in above else []
+                )
+                above.update(node.output)
             _shift(node, values, graph)
             seen.update(dict.fromkeys(node.output))
         elif node.op_type in _MOVES and node.input[0] in seen:
@@ -73,8 +83,24 @@ def symmetric(proto: Any) -> None:
     onnx_rewrite.drop_unused(graph)
 
 
+def _widen(graph: Any) -> None:
+    held = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT4}
+    casts = [node for node in graph.node if node.op_type == "Cast" and node.input[0] in held]
+    for node in casts:
+        whole = numpy_helper.to_array(held[node.input[0]]).astype(np.int8)
+        graph.initializer.append(numpy_helper.from_array(whole, node.output[0]))
+        graph.node.remove(node)
+
+
 _MOVES = ("Transpose", "Reshape", "Flatten", "MaxPool", "Slice", "Squeeze", "Unsqueeze", "Identity")
 """Operators that only move quantized values."""
+_ABOVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
+_KEEPS = {
+    **dict.fromkeys(_MOVES, 1),
+    **dict.fromkeys(("AveragePool", "GlobalAveragePool"), 1),
+    **dict.fromkeys(("Add", "Mul", "Concat"), None),
+}
+"""What gives nothing below zero; and what gives that where its first inputs, or all, are so."""
 
 
 def _float_bias(node: Any, values: dict[str, Any], graph: Any, stored: Any) -> None:
@@ -83,14 +109,17 @@ def _float_bias(node: Any, values: dict[str, Any], graph: Any, stored: Any) -> N
     _add(graph, values, node.output[0], whole)
 
 
-def _clipped(node: Any, values: dict[str, Any]) -> list[Any]:
-    """The ReLU that a zero point of 0 stood for: u8 cuts off what is below zero, s8 does not."""
+def _from_zero(node: Any, values: dict[str, Any]) -> bool:
+    """Whether a grid is u8 with zero as its smallest number."""
     zero = numpy_helper.to_array(values[node.input[2]])
-    if node.op_type != "QuantizeLinear" or zero.dtype != np.uint8 or zero.any():
-        return []
+    return zero.dtype == np.uint8 and not zero.any()
+
+
+def _clipped(node: Any) -> list[Any]:
+    """The ReLU that a zero point of 0 stood for: u8 cuts off what is below zero, s8 does not."""
     source, name = node.input[0], f"{node.output[0]}_cut"
     node.input[0] = name
-    return [onnx.helper.make_node("Relu", [source], [name], f"{node.name}_relu")]
+    return [onnx.helper.make_node("Relu", [source], [name], f"{name}_relu")]
 
 
 def _shift(node: Any, values: dict[str, Any], graph: Any) -> None:
@@ -113,13 +142,13 @@ def _pixels(node: Any, values: dict[str, Any], graph: Any) -> list[Any]:
     _add(graph, values, f"{name}_zero", np.asarray(zero, np.float32))
     make = onnx.helper.make_node
     return [
-        make("Cast", [node.input[0]], [f"{name}_float"], f"{node.name}_cast", to=onnx.TensorProto.FLOAT),
-        make("Sub", [f"{name}_float", f"{name}_zero"], [f"{name}_shifted"], f"{node.name}_shift"),
-        make("Mul", [f"{name}_shifted", f"{name}_scale"], [name], f"{node.name}_scale"),
+        make("Cast", [node.input[0]], [f"{name}_float"], f"{name}_cast", to=onnx.TensorProto.FLOAT),
+        make("Sub", [f"{name}_float", f"{name}_zero"], [f"{name}_shifted"], f"{name}_shift"),
+        make("Mul", [f"{name}_shifted", f"{name}_scale"], [name], f"{name}_product"),
     ]
 
 
 def _add(graph: Any, values: dict[str, Any], name: str, array: Any) -> None:
     if name not in values:
-        values[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        values[name] = numpy_helper.from_array(np.array(array, order="C"), name)  # a scalar stays one
         graph.initializer.append(values[name])

@@ -87,7 +87,7 @@ def export(
             [program-export, program-operator, export-precision, export-calib]
         ParityError: the file computes something else. [parity]
     """
-    request.check(precision, calib, spec, precisions=PRECISIONS, runtime="torch")
+    request.check(precision, calib, spec, precisions=PRECISIONS, runtime="torch", model=model)
     deployed = require("niwaki.runtimes.deployed", extra="train")
     parity = require("niwaki.runtimes.parity", extra="train")
     from safetensors.torch import save
