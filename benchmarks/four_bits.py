@@ -23,7 +23,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from niwaki import timing
-from niwaki.runtimes.onnx_trained import _four_bits
+from niwaki.qdq import four_bits
 
 WAYS = ("int8", "INT4, Cast", "INT4, DequantizeLinear", "INT4 in blocks, float activations")
 
@@ -40,7 +40,7 @@ def layer(kind: str, way: str) -> bytes | None:
     scales = np.full((shape[0] // 32, shape[1]) if blocks else shape[axis], 0.01, np.float32)
     held = {"ws": scales, "xs": np.float32(0.02), "xz": np.uint8(3), "ys": np.float32(0.5), "yz": np.uint8(9)}
     constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in held.items()]
-    constants.append(numpy_helper.from_array(whole, "w") if way == "int8" else _four_bits("w", whole))
+    constants.append(numpy_helper.from_array(whole, "w") if way == "int8" else four_bits.tensor("w", whole))
     nodes = [helper.make_node("Cast", ["w"], ["w8"], to=TensorProto.INT8)] if "Cast" in way else []
     extra = {"block_size": 32, "axis": 0} if blocks else {"axis": axis}
     nodes.append(helper.make_node("DequantizeLinear", ["w8" if nodes else "w", "ws"], ["wf"], **extra))

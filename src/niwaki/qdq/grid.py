@@ -1,4 +1,8 @@
-"""Grid: the whole numbers that a tensor is rounded to, and the values that they stand for. Numpy only."""
+"""Grid: the whole numbers that a tensor is rounded to, and the values that they stand for. Numpy only.
+
+It is a finished grid of a file. The one of `quantize.grids` is where training starts: its scale is a torch
+parameter, held as a logarithm, and its ends are those of the kernel that it trains for.
+"""
 
 from __future__ import annotations
 

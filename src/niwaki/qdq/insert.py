@@ -2,7 +2,9 @@
 
 ONNX Runtime's own writer places them, so that its kernels find the patterns they look for; the scales and zero
 points are those given, to the bit. What it does not do is done here afterwards: a node that stays float reads
-unrounded values where its maker can give them, and a value without a grid is not rounded.
+unrounded values where its maker can give them, a value without a grid is not rounded, and weights of 4 bits are
+widened to int8 when the file is loaded. The writer for trained networks is runtimes/onnx_trained.py, which
+says why there are two.
 """
 
 from __future__ import annotations
@@ -16,14 +18,12 @@ import numpy as np
 import onnx
 
 from niwaki.errors import ModelError
+from niwaki.qdq import four_bits
 from niwaki.qdq import graph as graphs
 from niwaki.qdq import grid as grids
 from niwaki.qdq.graph import Graph
 from niwaki.qdq.grid import Grid
 from niwaki.qdq.recipe import Recipe
-
-INT4_OPSET = 21
-"""ONNX knows 4-bit whole numbers from here on."""
 
 
 def write(
@@ -58,11 +58,12 @@ def write(
     if not nodes:
         return whole
     if any(one.bits < 8 for one in weights.values()):
-        whole = onnx.version_converter.convert_version(whole, INT4_OPSET)
+        whole = onnx.version_converter.convert_version(whole, four_bits.OPSET)
     written = _written(whole, graph, nodes, activations, weights)
     _tidy(written, {node.name for node in nodes}, activations)
     _guard(written)
     _parted(written)
+    four_bits.widened(written)
     graphs.drop_unused(written.graph)
     return written
 

@@ -2,6 +2,8 @@
 
 A range is cut where the squared error of rounding and clipping is least; LSQ's own start, `2 mean|w| /
 sqrt(Qp)`, is made for 2 to 4 bits and clips 8-bit values too early.
+The Grid here is what training changes; `qdq.grid.Grid` is a finished one, in numpy, of a file without torch.
+They never meet: a trained grid reaches its file as a node of the exported graph.
 Shape letters: N images, C channels.
 """
 

@@ -8,8 +8,11 @@ is measured. Around them, so that ONNX Runtime finds its integer kernels:
 - biases are int32 in steps of input scale times weight scale;
 - what only moves values (max pooling, reshape, slice, ...) is between whole numbers of one grid;
 - shortcuts that pad channels with zeros become convolutions (onnx_rewrite.py);
-- weights of 4 bits and less are stored as INT4 and widened to int8 when the file is loaded: ONNX Runtime runs
-  them by its int8 kernels, while it runs INT4 weights behind a DequantizeLinear in float.
+- weights of 4 bits and less are stored as INT4 and widened to int8 when the file is loaded (qdq/four_bits.py).
+
+Why this is not qdq/insert.py: there grids are given for values of a float graph, and ONNX Runtime's writer
+chooses the places; here the places were chosen when the network was trained, each is a node of the graph, and
+adding one or leaving one out would be another network.
 
 Needs no torch, only onnx.
 """
@@ -23,12 +26,11 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from niwaki.qdq import four_bits
 from niwaki.runtimes import onnx_rewrite
 from niwaki.spec import Spec
 
 DOMAIN, OPERATOR = "niwaki", "FakeQuantize"
-INT4_OPSET = 21
-"""ONNX has 4-bit numbers from here on."""
 MOVING = (
     *(
         "MaxPool",
@@ -82,7 +84,7 @@ def quantize(proto: Any, spec: Spec) -> Any:
     onnx_rewrite.drop_unused(graph)
     _short_names(graph)
     if any(tensor.data_type == TensorProto.INT4 for tensor in graph.initializer):
-        proto = onnx.version_converter.convert_version(proto, INT4_OPSET)
+        proto = onnx.version_converter.convert_version(proto, four_bits.OPSET)
         del proto.graph.value_info[:]  # it writes the shape of every value
     return proto
 
@@ -235,8 +237,8 @@ class _Writer:
         stored = f"{name}_weight"
         if low >= -8:
             self.constants[stored] = self.graph.initializer.add()
-            self.constants[stored].CopyFrom(_four_bits(stored, whole.astype(np.int8)))
-            wide = _node("Cast", [stored], f"{stored}_wide", to=TensorProto.INT8)
+            self.constants[stored].CopyFrom(four_bits.tensor(stored, whole.astype(np.int8)))
+            wide = four_bits.wide(stored)
             return [wide, _node("DequantizeLinear", [wide.output[0], *names], f"{name}_float", axis=axis)]
         self._constant(stored, whole.astype(np.int8))
         return [_node("DequantizeLinear", [stored, *names], f"{name}_float", axis=axis)]
@@ -302,13 +304,6 @@ def _short_names(graph: Any) -> None:
     for tensor in graph.initializer:
         tensor.name = names[tensor.name]
     del graph.value_info[:]
-
-
-def _four_bits(name: str, whole: npt.NDArray[np.int8]) -> Any:
-    """An INT4 tensor, two numbers a byte, the first in the lower half."""
-    flat = np.append(whole.ravel(), np.zeros(whole.size % 2, np.int8)).view(np.uint8) & 15
-    packed = (flat[::2] | flat[1::2] << 4).astype(np.uint8)
-    return helper.make_tensor(name, TensorProto.INT4, whole.shape, packed.tobytes(), raw=True)
 
 
 def _node(operator: str, inputs: list[str], output: str, **attributes: Any) -> Any:

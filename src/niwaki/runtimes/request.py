@@ -34,7 +34,7 @@ def check(
     if trained and "int8" not in precisions:
         raise ModelError(
             "export: the model was trained with fake quantizers, so its numbers are int8, and niwaki has no "
-            f"int8 for {runtime}. Use onnx, openvino, litert or tensorrt, or the model from before quantize.qat.",
+            f"int8 for {runtime}. Use onnx, openvino, litert, tensorrt, or the model from before quantize.qat.",
             code="export-precision",
         )
     if precision not in precisions:
