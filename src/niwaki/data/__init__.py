@@ -6,7 +6,7 @@ changes batches; `windows` cuts images with masks at their own scale. docs/data.
 
 from niwaki.data import augment
 from niwaki.data.read import read
-from niwaki.data.samples import DataSet, Problem, Samples
+from niwaki.data.samples import Bands, DataSet, Problem, Samples
 from niwaki.data.windows import windows
 
-__all__ = ["DataSet", "Problem", "Samples", "augment", "read", "windows"]
+__all__ = ["Bands", "DataSet", "Problem", "Samples", "augment", "read", "windows"]

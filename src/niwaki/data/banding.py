@@ -167,14 +167,18 @@ class Hidden:
         return classes if void is None else np.where(void, IGNORE, classes).astype(classes.dtype)
 
 
-def measured(train: Samples, banding: Banding) -> Bands:
+def measured(train: Samples, banding: Banding, *, nodata: float | None = None) -> Bands:
     """Range, mean and deviation of each band, over pixels with data of up to `IMAGES` training images.
 
     8 bits keep the range 0..255. Else it reaches from the 0.1 % to the 99.9 % quantile and a tenth of that
-    beyond on both sides, but not beyond what was seen."""
+    beyond on both sides, but not beyond what was seen.
+
+    Args:
+        nodata: value of pixels without data, where sources are arrays; files say it themselves.
+    """
     rows = np.unique(np.linspace(0, len(train) - 1, min(len(train), IMAGES)).round().astype(int))
     each = max(16, min(_PIXELS, _NUMBERS // (banding.channels * max(1, len(rows)))))
-    values = np.concatenate([_drawn(train, int(row), each) for row in rows])
+    values = np.concatenate([_drawn(train, int(row), each, nodata) for row in rows])
     if not len(values):
         values = np.zeros((1, banding.channels), np.float32)
     scale = tuple(told or one for told, one in zip(_told(banding), _ranges(values, banding.wide), strict=True))
@@ -187,12 +191,13 @@ def measured(train: Samples, banding: Banding) -> Bands:
     )
 
 
-def _drawn(train: Samples, row: int, most: int) -> npt.NDArray[np.float32]:
+def _drawn(train: Samples, row: int, most: int, nodata: float | None) -> npt.NDArray[np.float32]:
     """Evenly spread pixels with data of an image, float32 `[most or fewer, C]`."""
     source = train.sources[row]
-    pixels, nodata = (
-        (source, None) if isinstance(source, np.ndarray) else bands.read(source, name=train.names[row])
-    )
+    if isinstance(source, np.ndarray):
+        pixels = source
+    else:
+        pixels, nodata = bands.read(source, name=train.names[row])
     void = bands.empty(pixels, nodata)
     flat = pixels.reshape(-1, pixels.shape[-1]) if void is None else pixels[~void]
     # steps of another length than a row, or a column alone would be seen

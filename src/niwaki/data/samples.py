@@ -51,6 +51,17 @@ class Bands:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def spec(self, size_hw: tuple[int, int]) -> Spec:
+        """The Spec of a model of that input size for such images."""
+        return Spec(
+            size_hw=size_hw,
+            mean=self.mean,
+            std=self.std,
+            channels=len(self.mean),
+            scale=self.scale,
+            bands=self.names,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:

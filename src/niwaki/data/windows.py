@@ -8,16 +8,21 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from niwaki import images
 from niwaki.data.augment import order
 from niwaki.data.samples import Samples
 from niwaki.errors import DataError
+from niwaki.spec import Spec
 
 _GREY = 128
 
 
 def windows(
-    samples: Samples, size_hw: tuple[int, int], *, most: int | None = None, channels: int = 3, seed: int = 0
+    samples: Samples,
+    size_hw: tuple[int, int],
+    *,
+    most: int | None = None,
+    spec: Spec | None = None,
+    seed: int = 0,
 ) -> Samples:
     """Samples of windows u8 `[N, H, W, C]` at the images' own scale, with their masks, all in memory.
 
@@ -26,6 +31,7 @@ def windows(
 
     Args:
         most: windows of one image at most, drawn by `seed`; None: all.
+        spec: how images are read, its size apart; RGB unless given.
     Raises:
         DataError: images without masks, or one that cannot be read. [mask-none, image-*]
     """
@@ -33,12 +39,8 @@ def windows(
         raise DataError("windows: these images have labels, expected masks.", code="mask-none")
     pixels, masks, names = [], [], []
     for row in range(len(samples)):
-        source, mask = samples.sources[row], samples.masks[row]
-        decoded = (
-            images.to_channels(source, channels)
-            if isinstance(source, np.ndarray)
-            else images.decode(source, channels=channels, name=samples.names[row])
-        )
+        mask = samples.masks[row]
+        decoded = samples.pixels(row, spec or Spec(size_hw=size_hw))
         ids = mask if isinstance(mask, np.ndarray) else mask.read()
         places = starts(ids.shape, size_hw)
         for place in sorted(order(len(places), seed=seed, epoch=row)[:most].tolist()):

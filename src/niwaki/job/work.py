@@ -105,15 +105,7 @@ def choose_spec(source: str, data: DataSet, size: int | tuple[int, int] | None) 
     else:
         size_hw = _natural(data)
     if data.bands is not None:
-        told = data.bands
-        return Spec(
-            size_hw=size_hw,
-            mean=told.mean,
-            std=told.std,
-            channels=len(told.mean),
-            scale=told.scale,
-            bands=told.names,
-        )
+        return data.bands.spec(size_hw)
     if source == "digits":
         return Spec(size_hw=size_hw, mean=(0.5,), std=(0.25,), channels=1)
     return Spec(size_hw=size_hw)

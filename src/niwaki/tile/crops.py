@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from niwaki import files
+from niwaki.data.banding import Banding, measured
 from niwaki.data.masks import pixel_counts
 from niwaki.data.samples import DataSet, Samples
 from niwaki.errors import DataError
@@ -39,11 +40,11 @@ def crops(
     test: float = 0.15,
     draws: int | None = None,
     labelled: float = 0.5,
-    scale: pixels.Scale = "bits",
+    scale: pixels.Scale = None,
     memory_mb: float = 256,
     seed: int = 0,
 ) -> DataSet:
-    """A DataSet of crops uint8 `[T, T, C]` and their masks, for `train.fit` and whatever takes a DataSet.
+    """A DataSet of crops `[T, T, C]` and their masks, for `train.fit` and whatever takes a DataSet.
 
     Train has overlapping crops (half a crop apart), val and test crops side by side.
 
@@ -58,7 +59,8 @@ def crops(
         draws: crops in train, drawn so that each class is met about as often: a class in turn, then a crop by
             how many of its pixels it has. None takes each crop once.
         labelled: least share of a crop's pixels that have a class.
-        scale: of pixels that are not 8 bits, as in `tile.predict`.
+        scale: as in `tile.predict`; None: pixels that are not 8 bits stay as they are, and `DataSet.bands` has
+            a range for each band, measured on train.
     Raises:
         DataError: sizes differ, or no crop of a split has labels enough. [tile-format, data-few-images]
     """
@@ -68,6 +70,7 @@ def crops(
     _check(below.shape, above, crop=crop, side=side, gap=gap)
     dealt = _dealt(below.shape, side, val=val, test=test, seed=seed)
     scaled = pixels.scaler(below.dtype, scale)
+    banding = _banding(below, scale)
     made: dict[str, Samples] = {}
     reader = Windows(above, keep=int(memory_mb * (1 << 20) / 4))
     for name, blocks in dealt.items():
@@ -100,7 +103,14 @@ def crops(
         warnings=(),
         fingerprint=mark,
         flip=True,
+        bands=None if banding is None else measured(made["train"], banding, nodata=below.nodata),
     )
+
+
+def _banding(scene: Raster, scale: pixels.Scale) -> Banding | None:
+    """How crops are read as bands; None where they are photographs."""
+    channels, wide = scene.shape[2], scene.dtype != np.uint8 and scale is None
+    return Banding(channels=channels, wide=wide) if wide or channels not in (1, 3) else None
 
 
 def _check(scene: Sequence[int], mask: Any, *, crop: int, side: int, gap: int) -> None:
@@ -172,7 +182,7 @@ def _eight(numbers: Any, classes: int) -> npt.NDArray[np.uint8]:
     return np.where((numbers >= 0) & (numbers < classes), numbers, 255).astype(np.uint8)
 
 
-class _Images(Sequence[npt.NDArray[np.uint8]]):
+class _Images(Sequence[npt.NDArray[Any]]):
     """Crops of a scene, each read when it is asked for."""
 
     def __init__(self, raster: Raster, scaled: Any, places: list[Place], crop: int) -> None:
@@ -183,9 +193,9 @@ class _Images(Sequence[npt.NDArray[np.uint8]]):
         return len(self._places)
 
     @overload
-    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]: ...
+    def __getitem__(self, index: int) -> npt.NDArray[Any]: ...
     @overload
-    def __getitem__(self, index: slice) -> list[npt.NDArray[np.uint8]]: ...
+    def __getitem__(self, index: slice) -> list[npt.NDArray[Any]]: ...
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[k] for k in range(*index.indices(len(self)))]
