@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from niwaki import batches, evaluate, metrics, optim, parallel
 from niwaki import checkpoint as kept
 from niwaki.batches import Batch, Share
-from niwaki.data import augment, augment_masks
+from niwaki.data import cutmix
 from niwaki.errors import PlanError
-from niwaki.evaluate import ImagesU8, Readable
+from niwaki.evaluate import Readable
 from niwaki.spec import Spec
 from niwaki.tasks import Task
 
@@ -44,7 +44,7 @@ Objective = Callable[[nn.Module, Batch], Tensor]
 Show = Callable[["Progress"], object]
 Augment = Literal["none", "weak", "strong"]
 Precision = Literal["auto", "float32", "bfloat16"]
-Sampling = Literal["uniform", "classes"]
+Sampling = Literal["uniform", "classes", "hard"]
 
 
 class Training(TypedDict, total=False):
@@ -62,6 +62,8 @@ class Training(TypedDict, total=False):
     class_weights: tuple[float, ...] | None
     precision: Precision
     sampling: Sampling
+    cutmix: float
+    negatives: float
     every_s: float
 
 
@@ -83,7 +85,9 @@ class Knobs:
         precision: what convolutions and products compute in. `auto`: half precision on a GPU, float32 on a
             CPU; `bfloat16` on a CPU is faster where it has the instructions (avx512_bf16, amx).
         sampling: `uniform`: every image once an epoch; `classes`: as many, drawn so that images with rare
-            classes come more often.
+            classes come more often; `hard`: half of the draws go by the loss an image had two epochs before.
+        cutmix: share of the images that get a rectangle of another image, mask and all (masks only).
+        negatives: share of those rectangles that are of images with nothing but the first class.
         every_s: seconds between checkpoints; one is written after each epoch, too.
     Raises:
         PlanError: one is out of its range. [train-knob]
@@ -101,6 +105,8 @@ class Knobs:
     class_weights: tuple[float, ...] | None = None
     precision: Precision = "auto"
     sampling: Sampling = "uniform"
+    cutmix: float = 0.0
+    negatives: float = 0.0
     every_s: float = 60.0
 
     def __post_init__(self) -> None:
@@ -115,7 +121,9 @@ class Knobs:
             "accumulate": (1 <= self.accumulate <= self.batch, "in 1..batch"),
             "augment": (self.augment in ("none", "weak", "strong"), "none, weak or strong"),
             "precision": (self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
-            "sampling": (self.sampling in ("uniform", "classes"), "uniform or classes"),
+            "sampling": (self.sampling in ("uniform", "classes", "hard"), "uniform, classes or hard"),
+            "cutmix": (0 <= self.cutmix <= 1, "in 0..1"),
+            "negatives": (0 <= self.negatives <= 1, "in 0..1"),
             "every_s": (self.every_s >= 0, "at least 0"),
             "class_weights": (weights is None or min(weights, default=0) > 0, "each above 0"),
         }
@@ -234,7 +242,7 @@ def steps(
     keeper = _Keeper(checkpoint, knobs.every_s, saved)
     keeper.resume(state)
     began = time.perf_counter() - state.seconds
-    make = functools.partial(_share, train, spec, knobs, rank, world, state.per_epoch)
+    make = functools.partial(_share, train, spec, knobs, rank, world, state)
     shares = batches.ahead(make, state.step, state.total)
     try:
         while True:
@@ -288,6 +296,7 @@ class _State:
         self.step, self.seconds = 0, 0.0
         self.loss_sum = self.weight_sum = 0.0
         self.history: list[dict[str, Any]] = []
+        self.hardness = batches.Hardness(count if knobs.sampling == "hard" else 0)
 
     @property
     def epoch_full(self) -> bool:
@@ -300,6 +309,8 @@ class _State:
         loss = self.loss_sum / self.weight_sum
         self.seconds = time.perf_counter() - began
         with _uninterrupted():
+            if self.hardness.count:
+                self.hardness.close(len(self.history))
             self.history.append(
                 {
                     "epoch": len(self.history) + 1,
@@ -343,6 +354,8 @@ class _Keeper:
             **{name: getattr(state, name) for name in _FACTS},
             "scaler": state.scaler.state_dict(),
         }
+        if state.hardness.count:
+            facts["hardness"] = state.hardness.to_json()
         kept.write(self.path, **_objects(state), facts=facts)
         self.written = time.monotonic()
 
@@ -358,6 +371,8 @@ class _Keeper:
             for name in _FACTS:
                 setattr(state, name, facts[name])
             state.scaler.load_state_dict(facts["scaler"])
+            if state.hardness.count:
+                state.hardness.take(facts["hardness"])
 
 
 _FACTS = ("step", "seconds", "loss_sum", "weight_sum", "history")
@@ -380,9 +395,13 @@ def _step(state: _State, objective: Objective, share: Share, spec: Spec, knobs: 
             half = state.dtype is not torch.float32
             with torch.autocast(device.type, dtype=state.dtype, enabled=half):
                 each = objective(state.model, batch)
+            if state.hardness.count:
+                state.hardness.add(batch.index, each)
             part = (each.float() * batch.weight).sum() / share.total
             torch.autograd.backward(state.scaler.scale(part))
             loss += part.detach()
+    if state.hardness.count:
+        state.hardness.step()
     _across_processes(state.model, loss)
     state.scaler.unscale_(state.optimiser)
     nn.utils.clip_grad_norm_(state.model.parameters(), optim.CLIP)
@@ -460,12 +479,10 @@ def precision(device: torch.device, asked: Precision = "auto") -> torch.dtype:
     return torch.bfloat16 if native else torch.float16
 
 
-def _share(
-    train: Readable, spec: Spec, knobs: Knobs, rank: int, world: int, per_epoch: int, step: int
-) -> Share:
-    """What this process sees of a step: a function of its arguments alone."""
-    epoch, place = divmod(step, per_epoch)
-    chances = batches.by_class(train) if knobs.sampling == "classes" else None
+def _share(train: Readable, spec: Spec, knobs: Knobs, rank: int, world: int, state: _State, step: int) -> Share:
+    """What this process sees of a step: a function of its arguments, and of losses of two epochs before."""
+    epoch, place = divmod(step, state.per_epoch)
+    chances = batches.by_class(train) if knobs.sampling == "classes" else state.hardness.chances(epoch)
     chosen = batches.order(len(train), batch=knobs.batch, seed=knobs.seed, epoch=epoch, chances=chances)[place]
     return batches.share(
         train,
@@ -474,22 +491,8 @@ def _share(
         rank=rank,
         world=world,
         class_weights=knobs.class_weights,
-        change=functools.partial(_augmented, knobs, epoch),
+        change=functools.partial(batches.mixed, train, spec, knobs, epoch=epoch),
     )
-
-
-def _augmented(
-    knobs: Knobs, epoch: int, images: ImagesU8, target: batches.Targets, index: batches.Ints
-) -> tuple[ImagesU8, batches.Targets]:
-    """Images changed as the knobs say, and masks with them; labels stay."""
-    if knobs.augment == "none":
-        return images, target
-    draws: dict[str, Any] = {"seed": knobs.seed, "epoch": epoch, "flip": knobs.flip}
-    if target.ndim == 3:
-        alike = augment_masks.strong if knobs.augment == "strong" else augment_masks.weak
-        return alike(images, target, index, **draws)
-    change = augment.strong if knobs.augment == "strong" else augment.weak
-    return change(images, index, **draws), target
 
 
 def _check(model: nn.Module, train: Readable, knobs: Knobs) -> None:
@@ -503,6 +506,12 @@ def _check(model: nn.Module, train: Readable, knobs: Knobs) -> None:
     elif len(train) and weights is not None:
         short = len(weights) <= int(train.labels.max())
         problems[f"class_weights has {len(weights)} numbers, expected one a class"] = short
+    if knobs.cutmix and len(train):
+        maps = train.counts is not None and not getattr(train, "objects", False)
+        problems["cutmix is of class maps, and these images have none; leave it out"] = not maps
+    if knobs.cutmix and knobs.negatives and train.counts is not None:
+        none = not len(cutmix.negatives(train.counts))
+        problems["negatives= asks for images with nothing but the first class, and there are none"] = none
     for problem, found in problems.items():
         if found:
             raise PlanError(f"training: {problem}.", code="train-knob")
@@ -514,8 +523,9 @@ def _settings(model: nn.Module, train: Readable, spec: Spec, knobs: Knobs) -> di
     data.update(np.asarray(train.labels, np.int64).tobytes())
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     known = {name: value for name, value in asdict(knobs).items() if name != "every_s"}
-    if knobs.sampling == "uniform":
-        del known["sampling"]  # checkpoints of before there was a choice stay good
+    for name, plain in (("sampling", "uniform"), ("cutmix", 0.0), ("negatives", 0.0)):
+        if known[name] == plain:
+            del known[name]  # checkpoints of before there was a choice stay good
     return {
         **known,
         "data": data.hexdigest()[:16],

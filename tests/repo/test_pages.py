@@ -36,6 +36,7 @@ EXECUTED = (
     "docs/quantization.md",
     "docs/segmentation.md",
     "docs/point-rend.md",
+    "docs/sampling.md",
     "docs/instances.md",
     "docs/qat.md",
     "docs/instruction-sets.md",

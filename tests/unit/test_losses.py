@@ -244,5 +244,5 @@ def test_sampling_by_class_meets_rare_classes_more_often() -> None:
     np.testing.assert_array_equal(np.concatenate(again), drawn[120:160])
     plain, other = trained(), trained(sampling="classes")
     assert not torch.equal(plain.head.weight, other.head.weight)
-    with pytest.raises(PlanError, match="uniform or classes"):
+    with pytest.raises(PlanError, match="classes or hard"):
         trained(sampling="rare")
