@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTS ?= tests
-EXTRAS := train,dev,openvino,litert,ncnn,executorch,tiles,segment
+EXTRAS := train,dev,openvino,nncf,litert,ncnn,executorch,tiles,segment
 
 .PHONY: help setup litert demo quick test lint bench docs picture clean
 

@@ -7,7 +7,7 @@ ResNet-18, MobileNetV3-small, EfficientNet-B0 and ViT-tiny of timm are trained h
 part of CIFAR-10 (64 pixels unless told), in bfloat16, last epoch. Then each becomes int8 three ways, from the
 same 256 training images: the ladder (rungs are kept or dropped by val), `quantize_static` of ONNX Runtime
 with its defaults after its own pre-processing (without the optimisation in it where ONNX Runtime refuses the
-result), and `nncf.quantize` with its defaults (`pip install nncf==3.4.0`; left out with a line where it is
+result), and `nncf.quantize` with its defaults (`pip install niwaki[nncf]`; left out with a line where it is
 not installed; its telemetry is off). NNCF is told that ViT is a transformer, as its documentation asks.
 Accuracies are of test images that no step has seen. Latencies are ratios to float from one interleaved run of
 ONNX Runtime, one thread, one image a call: `latency` of medians of quiet rounds, `fastest` of the fastest
@@ -116,13 +116,11 @@ def by_onnx_runtime(source: Path, calib: np.ndarray, path: Path, name: str) -> N
 
 def by_nncf(source: Path, calib: np.ndarray, path: Path, name: str) -> None:
     """NNCF's `quantize` with its defaults, on the ONNX graph."""
-    os.environ["CI"] = "true"  # its telemetry is off in CI
-    import nncf
     import onnx
 
-    data = nncf.Dataset([{"image": image[None]} for image in calib])
-    kind = {"model_type": nncf.ModelType.TRANSFORMER} if name.startswith("vit") else {}
-    onnx.save(nncf.quantize(onnx.load(source), data, subset_size=len(calib), **kind), path)
+    from niwaki.qdq import by_nncf
+
+    onnx.save(by_nncf.quantize(onnx.load(source), calib), path)
 
 
 def by_ladder(
@@ -193,7 +191,7 @@ def measured(name: str, model: Any, spec: Any, data: Any, given: argparse.Namesp
         try:
             make(files["float"], images, folder / f"{way}.onnx", name)
             files[way] = folder / f"{way}.onnx"
-        except ImportError as error:
+        except niwaki.errors.MissingExtra as error:
             left[way] = f"not installed: {error}"
         except niwaki.errors.RuntimeFailed as error:
             left[way] = str(error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +14,9 @@ import torch
 from torch import nn
 
 from niwaki import Artifact, Classify, Spec, nets, runtimes
-from niwaki.errors import MissingExtra, ModelError, ParityError, RuntimeFailed, SpecError
+from niwaki.errors import MissingExtra, ModelError, ParityError, PlanError, RuntimeFailed, SpecError
+from niwaki.qdq import by_nncf
+from niwaki.qdq.recipe import Recipe
 from niwaki.runtimes import limits, parity, tensorrt_graph
 from niwaki.runtimes.session import Session
 
@@ -149,6 +153,40 @@ def test_openvino_runs_the_same_int8_numbers(tmp_path: Path) -> None:
     found = limits.compare(given["onnx"], given["openvino"])
     assert found.agreement >= 0.96
     assert found.moved < limits.compare(parity.reference(model, spec, task, images), given["onnx"]).moved
+
+
+@pytest.mark.slow
+def test_nncf_is_a_choice_that_the_manifest_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nncf")
+    needs("openvino")
+    calib, made, true = parity.noise(SPEC, 32), [], by_nncf.quantize
+    monkeypatch.setattr(by_nncf, "quantize", lambda *given: made.append(true(*given)) or made[-1])
+    art = Artifact.save(tmp_path / "a.niwaki", plain(), spec=SPEC, task=TASK)
+    art.export("openvino", precision="int8", calib=calib, recipe=Recipe(by="nncf"))
+    assert art.exports["openvino"]["int8"]["recipe"]["by"] == "nncf"
+    assert [n.op_type for n in made[0].graph.node].count("QuantizeLinear") >= 2
+    got = art.session("openvino", precision="int8")(calib)
+    assert np.abs(got - parity.reference(plain(), SPEC, TASK, calib)).mean() < 0.1
+
+
+def test_nncf_is_loaded_without_what_reports_its_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "openvino_telemetry"
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    with by_nncf.silent():
+        assert os.environ["NNCF_CI"] == "1"
+        with pytest.raises(ImportError):
+            importlib.import_module(name)
+    assert name not in sys.modules and "NNCF_CI" not in os.environ
+    importlib.import_module(name)
+
+
+def test_nncf_takes_no_other_knobs() -> None:
+    with pytest.raises(PlanError, match="own defaults"):
+        Recipe(by="nncf", equalise=True)
+    with pytest.raises(PlanError, match="niwaki, nncf"):
+        Recipe(by="other")
 
 
 def test_tensorrt_takes_its_int8_graph_and_computes_much_the_same(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from niwaki.cli import rungs, sensitivity
 from niwaki.cli.screen import Answer, Out
 from niwaki.cli.values import natural, positive, share
+from niwaki.errors import ModelError
 
 if TYPE_CHECKING:
     from niwaki.artifact import Artifact, Builder
@@ -48,6 +49,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="climb the ladder of int8 recipes until val loses no more: 0.01 or 1%%; docs/quantization.md",
     )
     arg(
+        "--quantizer",
+        choices=("niwaki", "nncf"),
+        default="niwaki",
+        help="who makes int8 of onnx, openvino or tensorrt; nncf needs niwaki[nncf] and takes no --max-drop",
+    )
+    arg(
         "--sensitivity",
         choices=("layer", "block"),
         help="export nothing: measure what int8 costs each of them on --data; writes sensitivity.html, .json",
@@ -66,15 +73,28 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
         return _web(artifact, args)
     if args.sensitivity:
         return sensitivity.measure(artifact, args, _builder(args.builder, artifact))
+    if args.max_drop is not None and args.quantizer != "niwaki":
+        raise ModelError(
+            f"export: --max-drop came with --quantizer {args.quantizer}, expected one of them: the ladder is "
+            "niwaki's own. Leave one out.",
+            code="export-recipe",
+        )
     if args.max_drop is not None:
         return _climb(artifact, args, out)
     calib = _calib(args, artifact)
     builder = _builder(args.builder, artifact)
     if args.all_runtimes:
         return _all(artifact, args.artifact, calib, builder)
-    artifact.export(args.runtime, precision=args.precision, calib=calib, builder=builder)
+    recipe = None if args.quantizer == "niwaki" else _recipe(args.quantizer)
+    artifact.export(args.runtime, precision=args.precision, calib=calib, recipe=recipe, builder=builder)
     text = f"{args.artifact}: {args.runtime} {args.precision} added"
     return Answer({"artifact": args.artifact, "exports": artifact.exports}, text)
+
+
+def _recipe(by: str) -> Any:
+    from niwaki.qdq.recipe import Recipe
+
+    return Recipe(by=by)
 
 
 def _climb(artifact: Artifact, args: argparse.Namespace, out: Out) -> Answer:

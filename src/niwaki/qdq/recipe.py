@@ -11,6 +11,7 @@ from niwaki.errors import PlanError
 CALIBRATIONS = ("min-max", "percentile", "entropy", "mse")
 ROUNDINGS = ("nearest", "learned")
 BITS = (4, 8)
+MAKERS = ("niwaki", "nncf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class Recipe:
         rounding: weights to the nearest number, or up or down as learned per layer (AdaRound).
         float_nodes: names of nodes that stay in float.
         weight_bits: 8 or 4; `node_bits` has the nodes that differ, by name.
+        by: whose quantizer: niwaki's, or NNCF with its defaults (niwaki[nncf]), which takes no other knob.
         narrow: 7-bit weights, safe on CPUs that add products of u8 and s8 in 16 bits.
     Raises:
         PlanError: a value is not one of these. [quantize-recipe]
@@ -39,10 +41,17 @@ class Recipe:
     weight_bits: int = 8
     node_bits: Mapping[str, int] | None = None
     narrow: bool = False
+    by: str = "niwaki"
 
     def __post_init__(self) -> None:
         _one_of("calibration", self.calibration, CALIBRATIONS)
         _one_of("rounding", self.rounding, ROUNDINGS)
+        _one_of("by", self.by, MAKERS)
+        if self.by == "nncf" and asdict(self) != {f.name: f.default for f in fields(self)} | {"by": "nncf"}:
+            raise PlanError(
+                "recipe: by 'nncf' came with other knobs, expected none: NNCF runs with its own defaults.",
+                code="quantize-recipe",
+            )
         for bits in (self.weight_bits, *(self.node_bits or {}).values()):
             _one_of("weight_bits", bits, BITS)
         if self.smooth is not None and not 0 <= self.smooth <= 1:

@@ -23,6 +23,7 @@ from torch import nn
 
 from niwaki import files
 from niwaki.errors import ModelError
+from niwaki.qdq import by_nncf
 from niwaki.qdq.recipe import Recipe
 from niwaki.runtimes import deployed, onnx_int8, onnx_trained, parity, request
 from niwaki.runtimes.onnx import INPUT, OUTPUT, PRECISIONS
@@ -64,10 +65,14 @@ def export(
     """
     trained = request.check(precision, calib, spec, precisions=PRECISIONS, runtime="onnx", model=model)
     path = Path(path)
-    proto = _trace(model, spec, task, as_convolution=precision == "int8")
+    nncf = recipe is not None and recipe.by == "nncf" and not trained
+    proto = _trace(model, spec, task, as_convolution=precision == "int8" and not nncf)
     _strip(proto)
     if trained:
         proto = onnx_trained.quantize(proto, spec)
+    elif nncf and calib is not None:
+        proto = by_nncf.quantize(proto, calib)
+        _strip(proto)
     elif calib is not None and precision == "int8":
         proto = onnx_int8.quantize(proto, calib, spec, recipe)
         _strip(proto)
