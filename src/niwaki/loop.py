@@ -22,7 +22,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TypedDict
@@ -67,13 +67,18 @@ class Training(TypedDict, total=False):
     every_s: float
 
 
+LEAST_BATCH, MOST_BATCH, LEAST_STEPS = 8, 64, 16
+"""Where no batch is given: at most `MOST_BATCH` images, and fewer (a power of two, at least `LEAST_BATCH`) where an
+epoch would have less than `LEAST_STEPS` steps: 42 images in one step an epoch learn next to nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
     """How a training goes.
 
     Args:
         epochs: passes over the train split; 0 gives the model as it is.
-        batch: images a step, over all processes.
+        batch: images a step, over all processes; 0: 64, or fewer where an epoch would have less than 16 steps.
         lr: peak learning rate at a batch of 128; another batch scales it by the root of their ratio.
         weight_decay: of weights; norms and biases do not decay.
         seed: of the order, the augmentation and dropout.
@@ -94,7 +99,7 @@ class Knobs:
     """
 
     epochs: int = 30
-    batch: int = 64
+    batch: int = 0
     lr: float = 3e-3
     weight_decay: float = 0.05
     seed: int = 0
@@ -113,12 +118,12 @@ class Knobs:
         weights = self.class_weights
         checks = {
             "epochs": (self.epochs >= 0, "at least 0"),
-            "batch": (self.batch >= 1, "at least 1"),
+            "batch": (self.batch >= 0, "at least 1, or 0 to have it chosen"),
             "lr": (self.lr > 0 and math.isfinite(self.lr), "above 0"),
             "weight_decay": (0 <= self.weight_decay < 1, "in 0..1"),
             "seed": (self.seed >= 0, "at least 0"),
             "ema": (0 <= self.ema < 1, "in 0..1, 1 left out; 0 is no average"),
-            "accumulate": (1 <= self.accumulate <= self.batch, "in 1..batch"),
+            "accumulate": (1 <= self.accumulate <= (self.batch or MOST_BATCH), "in 1..batch"),
             "augment": (self.augment in ("none", "weak", "strong"), "none, weak or strong"),
             "precision": (self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
             "sampling": (self.sampling in ("uniform", "classes", "hard"), "uniform, classes or hard"),
@@ -133,6 +138,14 @@ class Knobs:
                     f"training: {name} must be {expected}, got {getattr(self, name)!r}.",
                     code="train-knob",
                 )
+
+    def for_images(self, count: int) -> Knobs:
+        """The same with the batch chosen for so many training images, if none was given."""
+        if self.batch:
+            return self
+        fits = 1 << max(0, (count // LEAST_STEPS).bit_length() - 1)
+        batch = min(MOST_BATCH, max(LEAST_BATCH, self.accumulate, fits))
+        return replace(self, batch=batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +247,7 @@ def steps(
         RunError: the checkpoint is damaged or another training's.
             [checkpoint-damaged, checkpoint-other]
     """
+    knobs = knobs.for_images(len(train))
     _check(model, train, knobs)
     rank, world = parallel.join()
     parallel.from_first_(optim.tensors(model))

@@ -230,3 +230,9 @@ def test_predictor_leaves_modes_alone_and_batch_size_does_not_matter() -> None:
     np.testing.assert_allclose(one, two, atol=1e-6)
     np.testing.assert_allclose(one.sum(1), 1, atol=1e-5)
     assert evaluate.probabilities(predict, samples(0), SPEC).shape == (0, 0)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(3, 8), (42, 8), (400, 16), (1000, 32), (1437, 64), (50_000, 64)])
+def test_an_epoch_of_few_images_has_many_small_steps(count: int, batch: int) -> None:
+    assert loop.Knobs().for_images(count).batch == batch
+    assert loop.Knobs(batch=5).for_images(count).batch == 5

@@ -99,7 +99,7 @@ def gates(
         arXiv:2204.00408, here with the model's own graph telling what a gate takes out and what that saves.
     """
     _check(ramp, min_width, multiple, budget)
-    asked, knobs = Budget.parse(budget), loop.Knobs(**training)
+    asked, knobs = Budget.parse(budget), loop.Knobs(**training).for_images(len(train))
     loss = loss_of(task, teacher, t=t, alpha=alpha)
     axes = analyse(model, example)
     groups = open_groups(model, axes, example=example, skip=skip)
