@@ -204,10 +204,10 @@ def shown(channels: int, names: Sequence[str] = ()) -> tuple[int, int, int]:
 def picture(image: ImageU8, names: Sequence[str] = ()) -> ImageU8:
     """An image of bands `[h, w, C]` to look at, uint8 `[h, w, 3]`: three bands (`shown`), each from its 2nd to
     its 98th percentile."""
-    chosen = image[..., list(shown(image.shape[-1], names))].astype(np.float32)
+    chosen: npt.NDArray[np.float32] = image[..., list(shown(image.shape[-1], names))].astype(np.float32)
     low, high = np.percentile(chosen, (_DARK, _BRIGHT), axis=(0, 1))
     stretch = (chosen - low) * (255 / np.maximum(high - low, 1))
-    return np.rint(stretch.clip(0, 255)).astype(np.uint8)
+    return np.asarray(np.rint(stretch.clip(0, 255)), np.uint8)
 
 
 def _may_hold_bands(source: Path | str | bytes) -> bool:

@@ -41,6 +41,7 @@ EXECUTED = (
     "docs/qat.md",
     "docs/instruction-sets.md",
     "docs/tiles.md",
+    "docs/bands.md",
 )
 
 

@@ -104,8 +104,8 @@ def found(items: Sequence[Item], named: Banding | None) -> tuple[Banding | None,
         return None, _alpha(kinds)
     heads = Counter((kind.channels, kind.wide) for kind in kinds if kind is not None)
     if named is not None:
-        wide = [wide for (channels, wide), _ in heads.most_common() if channels == named.channels]
-        return replace(named, wide=wide[0] if wide else False), []
+        fitting = [is_wide for (channels, is_wide), _ in heads.most_common() if channels == named.channels]
+        return replace(named, wide=fitting[0] if fitting else False), []
     (channels, wide), _ = max(heads.items(), key=lambda item: (item[1], item[0]))
     stack = next((source for _, source in items if isinstance(source, Stack)), None)
     names = stack.names if stack is not None and len(stack.names) == channels else ()

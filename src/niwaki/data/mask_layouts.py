@@ -23,7 +23,7 @@ from niwaki.data.folder import Tree, name_of
 from niwaki.data.listing import SPLIT_NAMES
 from niwaki.data.masks import Outlines
 from niwaki.data.samples import Problem
-from niwaki.data.stacks import IMAGES, MASKS
+from niwaki.data.stacks import IMAGES, MASKS, plain
 
 _ENDINGS = re.compile(r"(_L|_mask|_masks|_label|_labels|_gt|_seg)$")
 _CLASSES = ("classes.txt", "classes.csv", "class_dict.csv", "label_colors.txt")
@@ -84,7 +84,7 @@ def pairs(tree: Tree, where: str) -> Pairs | None:
     found.bands = tree.bands
     if found.classes is None:
         file = next((tree.files[(name,)] for name in _CLASSES if (name,) in tree.files), None)
-        found.classes = None if file is None else images.load(file)
+        found.classes = None if file is None else images.load(plain(file))
     found.given = {pair.split for pair in found.pairs if pair.split}
     return found
 
@@ -100,7 +100,7 @@ def _matched(sides: Sides, where: str) -> Pairs:
             (image, parts), (mask, mask_parts) = both["image"], both["mask"]
             name = name_of(parts)
             found.pairs.append(
-                Pair(name=name, image=image, mask=mask, mask_name=name_of(mask_parts), split=split)
+                Pair(name=name, image=image, mask=plain(mask), mask_name=name_of(mask_parts), split=split)
             )
             continue
         (kind, (_, parts)), *_ = both.items()
@@ -143,7 +143,7 @@ def _listed_splits(tree: Tree) -> dict[str, str]:
     for parts, source in tree.files.items():
         split = SPLIT_NAMES.get(Path(parts[-1]).stem)
         if parts[:-1] == ("ImageSets", "Segmentation") and split is not None:
-            lines = images.load(source, name=name_of(parts)).decode("utf-8", errors="replace").split()
+            lines = images.load(plain(source), name=name_of(parts)).decode("utf-8", errors="replace").split()
             found |= dict.fromkeys(lines, split)
     return found
 
@@ -170,7 +170,7 @@ def _coco(tree: Tree, where: str) -> Pairs:
     sources = {parts: source for parts, source in tree.files.items() if parts[0] == "images"}
     for parts, source in _coco_files(tree):
         split = next((SPLIT_NAMES[word] for word in re.split(r"[_.]", parts[-1]) if word in SPLIT_NAMES), None)
-        read = coco.outlines(images.load(source, name=name_of(parts)), f"{where}: {name_of(parts)}")
+        read = coco.outlines(images.load(plain(source), name=name_of(parts)), f"{where}: {name_of(parts)}")
         found.classes = read.classes
         for file, outlines in read.outlines.items():
             at = next((p for p in _places(file) if p in sources), None)

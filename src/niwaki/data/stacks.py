@@ -38,7 +38,7 @@ def prepared(tree: Tree, where: str) -> Tree:
     Raises:
         DataError: bands.txt cannot be read as one. [bands-file, image-*]
     """
-    tree.bands = next((images.load(_plain(tree.files[at])) for at in [(FILE,)] if at in tree.files), None)
+    tree.bands = next((images.load(plain(tree.files[at])) for at in [(FILE,)] if at in tree.files), None)
     named = names_of(tree.bands, where)
     return merged(tree, where, () if named is None else named.names)
 
@@ -70,7 +70,7 @@ def merged(tree: Tree, where: str, names: Sequence[str] = ()) -> Tree:
             lacking = [name for name in wanted if name.lower() not in {band.lower() for band in scene}]
             out.problems.append(_missing(where, folder, f"band {', '.join(lacking)}"))
             continue
-        files = tuple(_plain(tree.files[parts]) for parts in fitting)
+        files = tuple(plain(tree.files[parts]) for parts in fitting)
         out.files[folder] = Stack(files=files, names=tuple(wanted))
     return out
 
@@ -130,7 +130,7 @@ def _join(tree: Tree, out: Tree, top: Parts, dates: dict[str, str], where: str) 
             here = next(iter(found.values()))
             out.problems.append(_missing(where, here, f"file of that name in {', '.join(lacking)}"))
             continue
-        files = tuple(_plain(tree.files[found[name]]) for name in dates)
+        files = tuple(plain(tree.files[found[name]]) for name in dates)
         ending = Path(found[next(iter(dates))][-1]).suffix
         at = (*top, "images", *rest[:-1], rest[-1] + ending)
         out.files[at] = Stack(files=files, names=tuple(dates.values()))
@@ -188,7 +188,8 @@ def _natural(name: str) -> list[tuple[int, str]]:
     ]
 
 
-def _plain(source: Path | bytes | Stack) -> Path | bytes:
+def plain(source: Path | bytes | Stack) -> Path | bytes:
+    """A file that is one: a mask, a list, a band; images of several files are no such thing."""
     assert not isinstance(source, Stack)
     return source
 

@@ -214,7 +214,7 @@ def _photograph(page: Any) -> bool:
         more = [int(kind) for kind in page.extrasamples]
         plain = page.samplesperpixel - len(more) in (1, 3)
         return plain and more in ([], *([kind] for kind in _ALPHA))
-    return page.samplesperpixel <= 4
+    return int(page.samplesperpixel) <= 4
 
 
 def _nodata(page: Any) -> float | None:

@@ -41,8 +41,9 @@ def scaler(dtype: np.dtype[Any], scale: Scale) -> Callable[[Pixels], Pixels]:
                 code="tile-scale",
             )
         return lambda pixels: ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    pairs = [scale] if isinstance(scale[0], int | float) else list(scale)
-    ends = [(float(low), float(high)) for low, high in pairs]  # type: ignore[misc]
+    given: Any = scale
+    pairs = [given] if isinstance(given[0], int | float) else given
+    ends = [(float(low), float(high)) for low, high in pairs]
     if not all(np.isfinite(low) and np.isfinite(high) and low < high for low, high in ends):
         raise SpecError(
             f"scale: got {scale}, expected a low end below the high one, or such a pair for each band.",
