@@ -68,8 +68,8 @@ class Training(TypedDict, total=False):
 
 
 LEAST_BATCH, MOST_BATCH, LEAST_STEPS = 8, 64, 16
-"""Where no batch is given: at most `MOST_BATCH` images, and fewer (a power of two, at least `LEAST_BATCH`) where an
-epoch would have less than `LEAST_STEPS` steps: 42 images in one step an epoch learn next to nothing."""
+"""Where no batch is given: at most `MOST_BATCH` images, and fewer (a power of two, at least `LEAST_BATCH`)
+where an epoch would have less than `LEAST_STEPS` steps: of 42 images in one step an epoch little is learned."""
 
 
 @dataclass(frozen=True, kw_only=True)

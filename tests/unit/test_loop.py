@@ -153,7 +153,7 @@ def test_normalise_is_the_specs() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("epochs", -1), ("batch", 0), ("lr", 0.0), ("lr", math.nan), ("weight_decay", 1.0),
+    [("epochs", -1), ("batch", -1), ("lr", 0.0), ("lr", math.nan), ("weight_decay", 1.0),
      ("seed", -1), ("ema", 1.0), ("accumulate", 17), ("augment", "wild"),
      ("class_weights", (1.0, 0.0))],
 )  # fmt: skip
