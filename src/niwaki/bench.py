@@ -60,18 +60,8 @@ def warnings(artifact: Artifact, *, isa: list[str] | None = None) -> list[str]:
         isa: another CPU's instruction sets, as `timing.isa` names them.
     """
     entry = artifact.exports.get("onnx", {}).get("int8")
-    if entry is None or processors.safe(entry, timing.isa() if isa is None else isa):
-        return []
-    here = processors.kind(timing.isa() if isa is None else isa)
-    told = entry.get("instruction_sets")
-    if here != "pairs" or not isinstance(told, dict):
-        return []
-    kept = told.get("agreement")
-    share = f" ({100 * kept:.1f} % of predictions would stay)" if isinstance(kept, float) else ""
-    return [
-        f"{artifact.path.name}: int8 saturates on this CPU, which has no VNNI{share}. It runs in ONNX "
-        "Runtime's exact mode, which is slower; weights of 7 bits are safe and fast (docs/instruction-sets.md)."
-    ]
+    line = entry and processors.exact(artifact.path.name, entry, timing.isa() if isa is None else isa)
+    return [line] if line else []
 
 
 def verdict(ratio: dict[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,9 @@ def test_kinds_of_cpus(isa: list[str], wanted: str) -> None:
     assert processors.kind(isa) == wanted
 
 
-def test_artifact_tells_for_which_cpus_its_int8_is_safe(tmp_path: Path) -> None:
+def test_artifact_tells_for_which_cpus_its_int8_is_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = rounded(
         settled(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3136, 3)), WIDE), WIDE
     )
@@ -208,6 +211,13 @@ def test_artifact_tells_for_which_cpus_its_int8_is_safe(tmp_path: Path) -> None:
     entry = Artifact.open(saved.path).exports["onnx"]["int8"]
     assert entry["instruction_sets"] == {"safe_for": ["vnni", "arm"], "decided_by": "weights"}
     assert "a.niwaki: int8 saturates on this CPU" in bench.warnings(saved, isa=["avx2"])[0]
+    monkeypatch.setattr(timing, "isa", lambda: ["avx2"])
+    with pytest.warns(RuntimeWarning, match="exact mode, which is slower"):
+        saved.session(precision="int8")
+    monkeypatch.setattr(timing, "isa", lambda: ["avx2", "avx_vnni"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        saved.session(precision="int8")
     assert bench.warnings(saved, isa=["avx2", "avx_vnni"]) == bench.warnings(saved, isa=["asimd"]) == []
     assert saved.session(precision="int8")(images(WIDE, 2)).shape == (2, 3)
 
@@ -217,3 +227,5 @@ def test_what_a_manifest_does_not_tell_is_not_taken_for_safe() -> None:
     assert processors.safe(told, ["avx2"]) and not processors.safe(told, ["asimd"])
     for damaged in ({}, {"instruction_sets": None}, {"instruction_sets": {"safe_for": "pairs"}}):
         assert not processors.safe(damaged, ["avx2"])
+        assert "may saturate" in str(processors.exact("a", damaged, ["avx2"]))
+        assert processors.exact("a", damaged, ["avx2", "avx_vnni"]) is None

@@ -19,6 +19,26 @@ def kind(isa: Collection[str]) -> str:
     return next((EXACT[name] for name in EXACT if name in isa), "pairs")
 
 
+def exact(name: str, entry: Mapping[str, Any], isa: Collection[str]) -> str | None:
+    """The sentence that says why ONNX Runtime runs an export in its exact mode on such a CPU; None where not.
+
+    Args:
+        name: of the artifact.
+        entry: its int8 export, as a manifest describes it.
+    """
+    if kind(isa) != "pairs" or safe(entry, isa):
+        return None
+    told = entry.get("instruction_sets")
+    kept = told.get("agreement") if isinstance(told, Mapping) else None
+    share = f" ({100 * kept:.1f} % of predictions would stay)" if isinstance(kept, float) else ""
+    listed = told.get("safe_for") if isinstance(told, Mapping) else None
+    says = "saturates" if isinstance(listed, list) else "may saturate"
+    return (
+        f"{name}: int8 {says} on this CPU, which has no VNNI{share}. It runs in ONNX "
+        "Runtime's exact mode, which is slower; weights of 7 bits are safe and fast (docs/instruction-sets.md)."
+    )
+
+
 def safe(entry: Mapping[str, Any], isa: Collection[str]) -> bool:
     """Whether an export, as a manifest describes it, is safe on such a CPU; False where it is not told."""
     told = entry.get("instruction_sets")
