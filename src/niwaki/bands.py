@@ -201,6 +201,11 @@ def shown(channels: int, names: Sequence[str] = ()) -> tuple[int, int, int]:
     return (0, min(1, channels - 1), 2 if channels > 2 else 0)
 
 
+def counted(channels: int) -> str:
+    """`1 band`, `5 bands`."""
+    return "1 band" if channels == 1 else f"{channels} bands"
+
+
 def picture(image: ImageU8, names: Sequence[str] = ()) -> ImageU8:
     """An image of bands `[h, w, C]` to look at, uint8 `[h, w, 3]`: three bands (`shown`), each from its 2nd to
     its 98th percentile."""

@@ -117,7 +117,8 @@ class Spec:
 
     def _wrong_count(self, name: str, channels: int) -> DataError:
         return DataError(
-            f"{name}: has {channels} bands, the model takes {self.channels}{self.named}.", code="bands-count"
+            f"{name}: has {bands.counted(channels)}, the model takes {self.channels}{self.named}.",
+            code="bands-count",
         )
 
     def adapted(self, pixels: npt.NDArray[Any], *, name: str = "image") -> ImageU8:

@@ -249,3 +249,25 @@ def test_the_order_of_files_and_the_cache_change_nothing(tmp_path: Path) -> None
     other = type(spec)(size_hw=(8, 8), mean=spec.mean, std=spec.std, channels=5, scale=((0, 60000),) * 5)
     assert found.train.batch([0], other).max() < 4 < first.max()
     assert data.read(tmp_path, splits=found.splits_json()).bands == found.bands
+
+
+def test_objects_in_images_of_bands(tmp_path: Path) -> None:
+    found = masked(tmp_path, lambda seed: save(tmp_path / "images" / f"{seed}.tif", scene(seed)), "instances")
+    check_scenes(found)
+    assert found.task.kind == "instances" and found.bands is not None
+    cut = data.windows(found.train, (8, 8), most=2, spec=found.bands.spec((8, 8)))
+    batch = cut.batch([0, 1], found.bands.spec((8, 8)))
+    assert batch.shape == (2, 8, 8, 5) and batch.std() > 20
+    assert cut.targets([0], found.bands.spec((8, 8))).dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    "name", ["niwaki:fast_scnn", "niwaki:bisenet_v2", "niwaki:lednet", "niwaki:sfnet", "niwaki:light_context"]
+)
+def test_networks_take_any_number_of_bands(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    from niwaki import nets
+
+    net = nets.build(name, classes=3, channels=5).eval()
+    with torch.no_grad():
+        assert net(torch.zeros(1, 5, 64, 64)).shape[:2] == (1, 3)

@@ -137,8 +137,8 @@ def looked(source: Source, name: str, banding: Banding | None) -> tuple[bytes, t
     if banding is None:
         if (channels := bands.no_photograph(source, name=name)) is not None:
             raise DataError(
-                f"{name}: has {channels} bands, most files are photographs. Take it out, or name the bands of "
-                f"all in {FILE}.",
+                f"{name}: has {bands.counted(channels)}, most files are photographs. Take it out, or name "
+                f"the bands of all in {FILE}.",
                 code="bands-differ",
             )
         height, width = images.decode(content, channels=3, name=name).shape[:2]
@@ -222,7 +222,9 @@ def _ranges(values: npt.NDArray[np.float32], wide: bool) -> list[tuple[float, fl
 
 def differs(name: str, channels: int, wide: bool, banding: Banding) -> DataError:
     """The error of an image that is not as most are. [bands-differ]"""
-    here, most = (f"{n} bands of {'more than 8' if w else '8'} bits" for n, w in _both(channels, wide, banding))
+    here, most = (
+        f"{bands.counted(n)} of {'more than 8' if w else '8'} bits" for n, w in _both(channels, wide, banding)
+    )
     return DataError(
         f"{name}: has {here}, expected {most} as in {FILE} or most files. Convert it, or take it out.",
         code="bands-differ",

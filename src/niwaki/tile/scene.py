@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from niwaki.bands import counted
 from niwaki.errors import DataError, RuntimeFailed, SpecError
 from niwaki.rasters.raster import Raster, Windows
 from niwaki.tile import pixels, windows, writers
@@ -376,7 +377,7 @@ def check_bands(predictor: Any, raster: Raster) -> None:
         return
     mend = "Name those that it takes, in its order: --bands 1,2,... (bands= in Python)."
     raise DataError(
-        f"{raster.name}: has {channels} bands, the model takes {wanted}. "
+        f"{raster.name}: has {counted(channels)}, the model takes {wanted}. "
         f"{mend if channels > wanted else 'Give a scene that has all of them.'}",
         code="bands-count",
     )
