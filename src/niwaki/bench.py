@@ -38,7 +38,7 @@ def compare(
     """
     opened = {name: _opened(one) for name, one in (("a", a), ("b", b))}
     calls = {name: _call(one, runtime, threads) for name, one in opened.items()}
-    taken = timing.interleave(calls, rounds=rounds, calls_per_sample=calls_per_sample)
+    taken = timing.interleave(calls, rounds=rounds, calls_per_sample=calls_per_sample, apart=threads > 1)
     found = timing.ratio(taken["a"], taken["b"])
     return {
         "ratio": found,

@@ -68,7 +68,7 @@ def measure(
     reference, wanted = _reference(artifact, sessions, images, builder)
     given = {name: _answers(session, images) for name, session in sessions.items()}
     true: Any = None if data is None else data.targets(range(len(data)), artifact.spec)
-    taken = _timed(artifact, sessions, rounds)
+    taken = _timed(artifact, sessions, rounds, threads)
     rows = {}
     for name in sessions:
         runtime, precision = names[name]
@@ -156,13 +156,16 @@ def _answers(predict: Any, images: npt.NDArray[np.uint8]) -> Floats:
     return np.concatenate([predict(images[at : at + 48]) for at in range(0, len(images), 48)])
 
 
-def _timed(artifact: Artifact, sessions: dict[str, Any], rounds: int) -> dict[str, npt.NDArray[np.float64]]:
+def _timed(
+    artifact: Artifact, sessions: dict[str, Any], rounds: int, threads: int
+) -> dict[str, npt.NDArray[np.float64]]:
     shape = (1, *artifact.spec.size_hw, artifact.spec.channels)
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     calls = {name: (lambda run=session: run(image)) for name, session in sessions.items()}
     once = timing.interleave(calls, rounds=3, calls_per_sample=2, warmup=3)
     count = int(np.clip(SAMPLE_MS / min(float(np.median(ms)) for ms in once.values()), 1, 100))
-    return timing.interleave(calls, rounds=rounds, calls_per_sample=count, warmup=2)
+    # one thread waits for nobody; several spin after a call, in some runtimes, and so disturb the next one
+    return timing.interleave(calls, rounds=rounds, calls_per_sample=count, warmup=2, apart=threads > 1)
 
 
 def _fastest(taken: dict[str, npt.NDArray[np.float64]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ against all that changes more slowly than a round.
 from __future__ import annotations
 
 import platform
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ def interleave(
     rounds: int,
     calls_per_sample: int = 100,
     warmup: int = 20,
+    apart: bool = False,
 ) -> dict[str, Floats]:
     """Milliseconds of one call, by name: float64 `[rounds]`, entry i of all names from one round.
 
@@ -35,6 +37,8 @@ def interleave(
         calls_per_sample: calls that one sample is the mean of; below 100 the clock's own noise
             shows.
         warmup: calls of each name before anything is measured.
+        apart: before each sample wait until all other threads stand still, then call once unmeasured.
+            Threads that spin after a call (OpenMP's for 4 to 8 ms) would take the cores of whatever is next.
     """
     taken: dict[str, Floats] = {name: np.empty(rounds) for name in calls}
     for call in calls.values():
@@ -43,8 +47,38 @@ def interleave(
     names = list(calls)
     for turn in range(rounds):
         for name in names if turn % 2 == 0 else reversed(names):
+            if apart:
+                quiet()
+                calls[name]()
             taken[name][turn] = _sample(calls[name], calls_per_sample)
     return taken
+
+
+def quiet(*, limit_s: float = 0.5) -> bool:
+    """Whether this process came to rest: returns once no other thread of it computes, or after `limit_s`."""
+    end = time.perf_counter() + limit_s
+    while time.perf_counter() < end:
+        if not _computes():
+            return True
+        time.sleep(0.0005)
+    return False
+
+
+def _computes(folder: Path = Path("/proc/self/task")) -> bool:
+    """Whether another thread of this process runs, or would if it had a core."""
+    own = str(threading.get_native_id())
+    if not folder.is_dir():  # no Linux: by the processor time that passes meanwhile
+        before = time.process_time()
+        time.sleep(0.005)
+        return time.process_time() - before > 0.001
+    for task in folder.iterdir():
+        try:
+            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:  # it has just ended
+            continue
+        if task.name != own and state == "R":
+            return True
+    return False
 
 
 def _sample(call: Callable[[], object], count: int) -> float:

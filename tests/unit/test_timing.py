@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +103,44 @@ def test_bench_tells_a_network_of_two_layers_from_one_of_twenty(tmp_path: Path) 
     assert found["p90"]["b"] >= found["ms"]["b"]
     assert found["precision"] == {"a": "float32", "b": "float32"}
     assert bench.compare(*paths[::-1], rounds=5, calls_per_sample=10)["verdict"].startswith("no gain")
+
+
+def test_apart_waits_for_threads_that_spin_after_a_call() -> None:
+    """A call that leaves a busy thread behind, as OpenMP's do: the next name's sample must not meet it."""
+    seen: dict[bool, list[int]] = {False: [], True: []}
+    for apart, met in seen.items():
+        busy: set[int] = set()
+
+        def spin(busy: set[int] = busy) -> None:
+            end = time.process_time() + 0.02
+            while time.process_time() < end:
+                pass
+            busy.clear()
+
+        def spins(busy: set[int] = busy, spin: Callable[[], None] = spin) -> None:
+            busy.add(1)
+            threading.Thread(target=spin, daemon=True).start()
+
+        def other(busy: set[int] = busy, met: list[int] = met) -> None:
+            met.append(len(busy))
+
+        timing.interleave({"spins": spins, "other": other}, rounds=4, calls_per_sample=1, warmup=0, apart=apart)
+        timing.quiet(limit_s=2)
+    assert sum(seen[False]) > 0
+    assert sum(seen[True]) == 0
+
+
+def test_quiet_gives_up_at_its_limit() -> None:
+    stop = threading.Event()
+
+    def spin() -> None:
+        while not stop.is_set():
+            pass
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        assert timing.quiet(limit_s=0.05) is False
+    finally:
+        stop.set()
+        thread.join()
