@@ -7,6 +7,7 @@ pairs.py     which true and predicted objects share pixels, as a sparse table
 metrics.py   mean precision, PQ, AJI and COCO's AP from that table
 nms.py       which of many overlapping predictions stay
 stars.py     star-convex predictions as objects; star_loss.py: what a network learns from a label map (torch)
+regions.py   boxes and small masks of a two-stage detector as objects
 task.py      `Instances`, the task; tally.py: its scores
 tiled.py     images of any size, each object owned by one tile
 """

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from niwaki.errors import PlanError
-from niwaki.instances import stars
+from niwaki.instances import regions, stars
 from niwaki.instances.overlaps import Labels, resolve_overlaps
 from niwaki.instances.tally import Objects
 
@@ -36,6 +36,8 @@ class Instances:
         stride: pixels between two points that a network answers for.
         threshold: probability from which on a point is an object's.
         overlap: objects that share more than this with a surer one go.
+        boxes: objects that a two-stage detector (`torchvision:maskrcnn_resnet50_fpn`) gives of an image at
+            most, each a box and a mask; 0: outputs are stars.
     Raises:
         PlanError: several kinds, or a number out of its range. [task-knob]
     """
@@ -48,6 +50,7 @@ class Instances:
     stride: int = 2
     threshold: float = 0.5
     overlap: float = 0.4
+    boxes: int = 0
 
     def __post_init__(self) -> None:
         checks = {
@@ -55,6 +58,7 @@ class Instances:
             "stride": (self.stride >= 1, "at least 1"),
             "threshold": (0 < self.threshold < 1, "in 0..1, both left out"),
             "overlap": (0 <= self.overlap <= 1, "in 0..1"),
+            "boxes": (self.boxes >= 0, "at least 0"),
         }
         for name, (ok, expected) in checks.items():
             if not ok:
@@ -63,15 +67,28 @@ class Instances:
                 )
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """`star_loss.loss` of outputs `[B, 1 + R, h, w]` and label maps `[B, H, W]`: `[B]`, unreduced."""
+        """`star_loss.loss` of outputs `[B, 1 + R, h, w]` and label maps `[B, H, W]`: `[B]`, unreduced.
+
+        Raises:
+            PlanError: outputs are boxes, whose losses only the detector knows. [task-knob]
+        """
+        if self.boxes:
+            raise PlanError(
+                "Instances: a two-stage detector is trained by train.fit alone; its outputs have no loss of "
+                "their own. Distil and prune niwaki:star_unet instead.",
+                code="task-knob",
+            )
         from niwaki.instances import star_loss
 
         return star_loss.loss(output, target, stride=self.stride)
 
     def head(self, output: Tensor, *, size_hw: tuple[int, int] | None = None) -> Tensor:
         """What is exported behind the model: probability and distances float32 `[B, 1 + R, h, w]`, the latter
-        in units of `SCALE` pixels."""
+        in units of `SCALE` pixels; of boxes the `boxes` surest, `[B, boxes, regions.WIDTH]`."""
         import torch
+
+        if self.boxes:
+            return output[:, : self.boxes].float()  # torchvision gives the surest first
 
         from niwaki.instances.star_loss import UNIT
 
@@ -83,11 +100,15 @@ class Instances:
         return Objects(self.decode, detail=detail)
 
     def shape(self, size_hw: tuple[int, int]) -> tuple[int, ...]:
-        """What an export gives for one image: `[1 + R, h, w]`."""
+        """What an export gives for one image: `[1 + R, h, w]`, or `[boxes, regions.WIDTH]`."""
+        if self.boxes:
+            return (self.boxes, regions.WIDTH)
         return (1 + stars.RAYS, *(-(-side // self.stride) for side in size_hw))
 
     def fits(self, output: tuple[int, ...]) -> bool:
         """Whether a model's output for one image is of the right shape."""
+        if self.boxes:
+            return len(output) == 3 and output[0] == 1 and output[2] == regions.WIDTH
         return len(output) == 4 and output[:2] == (1, 1 + stars.RAYS) and min(output) > 0
 
     def score(self, output: Floats, labels: npt.NDArray[np.integer[Any]]) -> dict[str, Any]:
@@ -104,6 +125,8 @@ class Instances:
         Args:
             shape: (H, W) of the image.
         """
+        if self.boxes:
+            return regions.objects(output, shape=shape, threshold=self.threshold, overlap=self.overlap)
         return stars.objects(
             output[0], output[1:] * SCALE, stride=self.stride, shape=shape, threshold=self.threshold,
             overlap=self.overlap,
@@ -114,8 +137,12 @@ class Instances:
         then objects by falling probability; where two overlap the surer one has the pixel.
 
         Args:
-            shape: (H, W) of the images; the grid times `stride` unless given.
+            shape: (H, W) of the images; the grid times `stride` unless given; boxes need it.
         """
+        if shape is None and self.boxes:
+            raise PlanError(
+                "Instances: boxes do not tell the image's size; give shape=(H, W).", code="task-knob"
+            )
         shape = shape or (output.shape[2] * self.stride, output.shape[3] * self.stride)
         found = [self.found(one, shape) for one in output]
         return [resolve_overlaps(one.crops, one.scores, shape=shape) for one in found]
@@ -125,6 +152,7 @@ class Instances:
         return {
             "kind": self.kind, "classes": list(self.classes), "stride": self.stride,
             "threshold": self.threshold, "overlap": self.overlap,
+            **({"boxes": self.boxes} if self.boxes else {}),
         }  # fmt: skip
 
     @classmethod
@@ -133,4 +161,5 @@ class Instances:
         return cls(
             tuple(map(str, value["classes"])), stride=int(value["stride"]),
             threshold=float(value["threshold"]), overlap=float(value["overlap"]),
+            boxes=int(value.get("boxes", 0)),
         )  # fmt: skip

@@ -156,7 +156,7 @@ def check_output(model: nn.Module, spec: Spec, task: Task) -> None:
         raise ModelError(
             f"model: it gives {shape} for one image, and the data has masks: expected logits [1, "
             f"{len(task.classes)}, h, w]. Take a segmentation network, such as niwaki:fast_scnn or "
-            "smp:unet-resnet18; for objects niwaki:star_unet.",
+            "smp:unet-resnet18; for objects niwaki:star_unet (two-stage detectors: niwaki.train.fit alone).",
             code="model-output",
         )
 

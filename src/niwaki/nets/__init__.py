@@ -23,13 +23,23 @@ from niwaki.nets.cifar import resnet20, resnet32, resnet56
 from niwaki.nets.fast_scnn import fast_scnn
 from niwaki.nets.lednet import lednet
 from niwaki.nets.light_context import light_context
+from niwaki.nets.mask_rcnn import MaskRCNN
 from niwaki.nets.point_rend import POINTS, PointRend, point_rend
 from niwaki.nets.sfnet import sfnet
 from niwaki.nets.small import small
 from niwaki.nets.star_unet import star_unet
 from niwaki.nets.weights import load_weights
 
-__all__ = ["BUILDERS", "SEGMENTATION", "PointRend", "build", "build_user", "load_weights", "point_rend"]
+__all__ = [
+    "BUILDERS",
+    "SEGMENTATION",
+    "MaskRCNN",
+    "PointRend",
+    "build",
+    "build_user",
+    "load_weights",
+    "point_rend",
+]
 
 SEGMENTATION: dict[str, Callable[..., nn.Module]] = {
     "bisenet_v2": bisenet_v2,

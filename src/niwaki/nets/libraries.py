@@ -2,6 +2,7 @@
 
     smp:unet-resnet18         architecture and any encoder of timm; sides are multiples of 32 (PSPNet: of 8)
     torchvision:fcn_resnet50
+    torchvision:maskrcnn_resnet50_fpn     of objects: `mask_rcnn.py`
 
 Shape letters: B batch, C channels, H W pixels, K classes.
 """
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from niwaki.errors import ModelError
 from niwaki.lazy import require
+from niwaki.nets.mask_rcnn import mask_rcnn
 
 SMP = (
     "unet",
@@ -74,6 +76,8 @@ def torchvision(name: str, *, classes: int, channels: int) -> nn.Module:
     Raises:
         ModelError: no such network. [model-unknown]
     """
+    if name.startswith("maskrcnn_"):
+        return mask_rcnn(name, classes=classes, channels=channels)
     if name not in TORCHVISION:
         raise ModelError(
             f"model: 'torchvision:{name}' is not known, expected one of {', '.join(TORCHVISION)}.",

@@ -28,8 +28,15 @@ def check(
         calib: uint8 `[N, H, W, C]` of the Spec's size; int8 needs at least one.
         model: one that was trained with fake quantizers needs no images for int8, and is no float model.
     Raises:
-        ModelError: they do not fit. [export-precision, export-calib]
+        ModelError: they do not fit, or the model is a two-stage detector.
+            [export-precision, export-calib, export-boxes]
     """
+    if getattr(model, "two_stage", False):
+        raise ModelError(
+            "export: how many boxes a two-stage detector looks at depends on the image, so that no export of "
+            "it can be proven. Predict with the module (niwaki.evaluate.predictor); deploy niwaki:star_unet.",
+            code="export-boxes",
+        )
     trained = model is not None and _trained(model)
     if trained and "int8" not in precisions:
         raise ModelError(

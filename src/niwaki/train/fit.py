@@ -13,9 +13,9 @@ from niwaki import loop, losses
 from niwaki.batches import Batch
 from niwaki.errors import PlanError
 from niwaki.evaluate import Readable
-from niwaki.nets import PointRend
+from niwaki.nets import MaskRCNN, PointRend, mask_rcnn
 from niwaki.spec import Spec
-from niwaki.tasks import Segment, Task
+from niwaki.tasks import Instances, Segment, Task
 
 PLAIN = "cross-entropy"
 
@@ -59,6 +59,8 @@ def fit(
     settings: dict[str, Any] = {} if loss == PLAIN else {"loss": loss}
 
     def whole(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+        if isinstance(model, MaskRCNN):
+            return model.losses(images, target)
         if isinstance(model, PointRend):
             assert isinstance(task, Segment)
             return losses.point_loss(model, images, task.valid(target), own=own, weight=point_weight)
@@ -72,6 +74,8 @@ def fit(
         each, inside, edge = model.losses(batch.images, batch.target, own, whole=whole)
         return each + auxiliary_weight * inside + edge_weight * edge
 
+    if isinstance(model, MaskRCNN):
+        model = _two_stage(model, task, train, spec)
     if isinstance(model, PointRend):
         settings |= {"points": point_weight}
     if heads := (*auxiliary, *edges):
@@ -94,6 +98,17 @@ def _headed(
             code="loss-auxiliary",
         )
     return losses.Heads(model, task=task, spec=spec, classes=auxiliary, edges=edges)
+
+
+def _two_stage(model: MaskRCNN, task: Task, train: Readable, spec: Spec) -> nn.Module:
+    """The detector with anchors fitted to the objects."""
+    if not isinstance(task, Instances) or not task.boxes:
+        raise PlanError(
+            "training: a two-stage detector gives boxes. Give it task=niwaki.Instances(boxes=300), the number "
+            "being the most objects of an image.",
+            code="task-knob",
+        )
+    return mask_rcnn.fitted(model, train, spec)
 
 
 def _counts(task: Task, train: Readable) -> np.ndarray[Any, np.dtype[np.int64]]:
