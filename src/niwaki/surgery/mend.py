@@ -59,7 +59,9 @@ def mend(
         return
     for place in options:
         options[place].append(_AS_IT_IS)
-    failure = _search(options, partial(_trial, small, axes, inputs, wanted() if mends else None, locate=True))
+    kind = {(path, name): (type(small.get_submodule(path)), name) for path, name in options}
+    trial = partial(_trial, small, axes, inputs, wanted() if mends else None, locate=True)
+    failure = _search(options, kind, trial)
     if failure is None:
         return
     where = ", ".join(f"{path or 'the model'}.{name}" for path, name in options) or "no attribute"
@@ -105,12 +107,15 @@ class _Failure:
 
 
 def _search(
-    options: Mapping[Place, list[Any]], trial: Callable[[Mapping[Place, Any]], _Failure | None]
+    options: Mapping[Place, list[Any]],
+    kind: Mapping[Place, Any],
+    trial: Callable[[Mapping[Place, Any]], _Failure | None],
 ) -> _Failure | None:
     """None as soon as a choice passes; else the last failure.
 
-    Whatever comes further than before is kept. First the attributes of the failing module are varied, then
-    those of all modules that had been entered: others can have had no part in it.
+    Whatever comes further than before is kept, and taken for later modules of the same kind. First
+    the attributes of the failing module are varied, then those of all modules that had been entered: others can
+    have had no part in it.
     """
     chosen = {place: values[0] for place, values in options.items()}
     failure = trial(chosen)
@@ -125,10 +130,30 @@ def _search(
             failure = trial(chosen | choice)
             if failure is None or failure.calls > last.calls:
                 chosen |= choice
+                alike = _alike(options, kind, choice, later=set(options) - set(entered))
+                if failure is not None and any(chosen[place] is not value for place, value in alike.items()):
+                    chosen |= alike
+                    failure = trial(chosen)
                 break
         else:
             return last
     return None
+
+
+def _alike(
+    options: Mapping[Place, list[Any]],
+    kind: Mapping[Place, Any],
+    choice: Mapping[Place, Any],
+    *,
+    later: set[Place],
+) -> dict[Place, Any]:
+    """The choice made for one module, for those of its kind that were not entered yet."""
+    ranks = {kind[place]: options[place].index(value) for place, value in choice.items()}
+    return {
+        place: options[place][ranks[kind[place]]]
+        for place in later
+        if kind[place] in ranks and ranks[kind[place]] < len(options[place])
+    }
 
 
 def _choices(options: Mapping[Place, list[Any]], places: Sequence[Place]) -> Iterator[dict[Place, Any]]:
