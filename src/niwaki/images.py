@@ -22,6 +22,7 @@ Every failure is a `DataError` with a code; Pillow's warnings do not leak.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import stat
 import threading
@@ -264,8 +265,10 @@ def _unsupported(name: str, what: str) -> DataError:
 def _unidentified(content: bytes, name: str) -> DataError:
     """An image's head or name on what is none: corrupt. Neither: not an image at all."""
     if content.startswith(_MAGIC) or Path(name).suffix.lower() in Image.registered_extensions():
+        bands = content.startswith((b"II*\0", b"MM\0*")) and importlib.util.find_spec("tifffile") is None
+        why = " Or it holds bands, which need: pip install 'niwaki[tiles]'." if bands else ""
         return DataError(
-            f"{name}: it claims to be an image, but its head is damaged. Replace or remove it.",
+            f"{name}: it claims to be an image, but its head is damaged. Replace or remove it.{why}",
             code="image-corrupt",
         )
     return _unsupported(name, f"no image format known to Pillow (it starts with {content[:8]!r})")

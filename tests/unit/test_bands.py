@@ -130,6 +130,30 @@ def test_a_tiff_and_an_array_of_five_bands_are_the_same(more: dict[str, object],
     assert (FIVE.read(tmp_path / "a.tif") == FIVE.pack(FIVE.adapted(raw))).all()
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"imagej": True}, {"ome": True}, {"tile": (16, 16)}, {"compression": "zlib"}]
+)
+def test_pages_that_are_channels_are_bands(more: dict[str, object]) -> None:
+    raw = pixels(5, 21, 34, high=4000, kind=np.uint16)
+    held = io.BytesIO()
+    tifffile.imwrite(held, raw, **more)
+    assert (bands.read(held.getvalue())[0] == np.moveaxis(raw, 0, -1)).all()
+    seen = bands.kind(held.getvalue())
+    assert seen is not None and (seen.channels, seen.photograph) == (5, False)
+
+
+def test_pages_that_are_no_channels() -> None:
+    raw = pixels(5, 21, 34)
+    held = io.BytesIO()
+    tifffile.imwrite(held, raw, metadata=None)  # pages and nothing said of them: the first, as of photographs
+    assert (bands.read(held.getvalue())[0] == raw[0, :, :, None]).all()
+    held = io.BytesIO()
+    tifffile.imwrite(held, pixels(64, 64, 5, high=4000, kind=np.uint16))  # a page a row
+    with pytest.raises(DataError, match=r"64 pages of 5 x 64 pixels.*planarconfig") as caught:
+        bands.read(held.getvalue())
+    assert caught.value.code == "tile-format"
+
+
 def test_several_files_are_one_image_coarser_ones_repeated() -> None:
     fine, coarse = pixels(12, 18, high=4000, kind=np.uint16), pixels(4, 6, high=4000, kind=np.uint16, seed=1)
     stack = Stack(files=(tiff(fine), tiff(coarse)), names=("B2", "B1"))

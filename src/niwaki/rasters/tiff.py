@@ -52,25 +52,52 @@ def open_tiff(path: Path | bytes, *, level: int = 0, coloured: bool = True, name
                 raise DataError(
                     f"{name}: has {len(levels)} levels of size, asked for level {level}.", code="tile-format"
                 )
-            page = _Page(file, levels[level], path, name, coloured=coloured)
-            geo = from_tags(file.pages[0].tags, scale=_scale(file.pages[0], levels[level]))
+            parts = [_Page(file, one, name, coloured=coloured) for one in _pages(levels[level], name)]
+            page = parts[0]
+            geo = from_tags(file.pages[0].tags, scale=_scale(file.pages[0], levels[level].pages[0]))
     except DataError:
         raise
     except Exception as error:  # a damaged file leads the parser to errors of many kinds
         raise _corrupt(name, error) from error
+    content = _content(path)
+    for one in parts:
+        one.read, _, one.size = content
     return Raster(
         name=name,
-        shape=page.shape,
+        shape=(page.height, page.width, sum(one.shape[2] for one in parts)),
         dtype=page.dtype,
-        load=page.load,
+        load=page.load if len(parts) == 1 else _joined(parts),
         block=page.block,
-        extra=2 * page.most,
+        extra=2 * page.most if len(parts) == 1 else (1 + len(parts)) * page.most,
         nodata=page.nodata,
         geo=geo,
         identity=_identity(path, level),
-        photograph=page.photograph,
-        close=page.close,
+        photograph=page.photograph and len(parts) == 1,
+        close=content[1],
     )
+
+
+def _pages(level: Any, name: str) -> list[Any]:
+    """The pages that are bands of one image: all of them where each is a channel (in OME and ImageJ files, and
+    in arrays [C, h, w] as tifffile writes them), else the first; time and depth are no bands."""
+    pages = [page.aspage() if hasattr(page, "aspage") else page for page in level.pages[:1]]
+    if level.axes not in ("CYX", "QYX") or not 1 < len(level.pages) == level.shape[0]:
+        return pages
+    count, height, width = level.shape
+    if level.axes == "QYX" and 4 * width < min(count, height):
+        raise DataError(
+            f"{name}: an array [h, w, C] was written as {count} pages of {width} x {height} pixels. Write it "
+            "anew: tifffile.imwrite(path, array, photometric='minisblack', planarconfig='contig').",
+            code="tile-format",
+        )
+    return [page.aspage() if hasattr(page, "aspage") else page for page in level.pages]
+
+
+def _joined(parts: list[_Page]) -> Callable[[int, int, int, int], Pixels]:
+    def load(y0: int, y1: int, x0: int, x1: int) -> Pixels:
+        return np.concatenate([part.load(y0, y1, x0, x1) for part in parts], axis=2)
+
+    return load
 
 
 def _identity(path: Path | bytes, level: int) -> Any:
@@ -81,18 +108,18 @@ def _identity(path: Path | bytes, level: int) -> Any:
 
 
 def _levels(file: Any) -> list[Any]:
-    """The pages of the pyramid of the first image, the largest first."""
-    series = file.series[0]
-    return [
-        part.pages[0].aspage() if hasattr(part.pages[0], "aspage") else part.pages[0] for part in series.levels
-    ]
+    """The pyramid of the first image, the largest first."""
+    return list(file.series[0].levels)
 
 
 def _scale(full: Any, page: Any) -> tuple[float, float]:
     return full.imagelength / page.imagelength, full.imagewidth / page.imagewidth
 
 
-def _content(source: Path | bytes) -> tuple[Callable[[int, int], bytes], Callable[[], None], int]:
+Content = tuple[Callable[[int, int], bytes], Callable[[], None], int]
+
+
+def _content(source: Path | bytes) -> Content:
     """How `count` bytes from an offset on are read, how the file is let go of, and its size in bytes."""
     if isinstance(source, bytes):
         return lambda count, offset: source[offset : offset + count], lambda: None, len(source)
@@ -107,9 +134,12 @@ def _content(source: Path | bytes) -> tuple[Callable[[int, int], bytes], Callabl
 
 
 class _Page:
-    """What is needed of one page's tags to read its blocks."""
+    """What is needed of one page's tags to read its blocks; `read` and `size` are the file's."""
 
-    def __init__(self, file: Any, page: Any, path: Path | bytes, name: str, *, coloured: bool) -> None:
+    read: Callable[[int, int], bytes]
+    size: int
+
+    def __init__(self, file: Any, page: Any, name: str, *, coloured: bool) -> None:
         self.name = name
         self.height, self.width = int(page.imagelength), int(page.imagewidth)
         self.samples, self.planar = int(page.samplesperpixel), page.planarconfig == 2
@@ -134,7 +164,6 @@ class _Page:
         self.nodata = _nodata(page)
         self.most = self.block[0] * self.block[1] * self.samples * self.dtype.itemsize
         self.photograph = _photograph(page)
-        self._read, self.close, self._size = _content(path)
 
     def _check(self, page: Any) -> None:
         """Raises for what is not read, before a pixel is."""
@@ -181,9 +210,9 @@ class _Page:
         offset, count = self.offsets[place], self.counts[place]
         if not count:  # a sparse file leaves out blocks that hold nothing
             return np.full(shape, 0 if self.nodata is None else self.nodata, self.stored)
-        if offset + count > self._size:
-            raise ValueError(f"block {place} ends at byte {offset + count} of a file of {self._size}")
-        data = self._read(count, offset)
+        if offset + count > self.size:
+            raise ValueError(f"block {place} ends at byte {offset + count} of a file of {self.size}")
+        data = self.read(count, offset)
         if self.compression in codecs.PICTURES:
             block = codecs.picture(data, self.compression, tables=self.tables, photometric=self.photometric)
             if block.shape[0] < rows or block.shape[1:] != shape[1:] or block.dtype != self.stored:
