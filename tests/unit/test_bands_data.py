@@ -100,6 +100,29 @@ def test_two_dates(folders: tuple[str, str, str], tmp_path: Path) -> None:
     assert isinstance(found.train.sources[0], Stack)
 
 
+def test_two_dates_of_a_file_a_band(tmp_path: Path) -> None:
+    def write(seed: int) -> None:
+        for k, name in enumerate(("B02", "B08")):
+            for date in (0, 1):
+                file = tmp_path / f"images_{2020 + date}" / str(seed) / f"{name}.tif"
+                save(file, scene(seed, 4)[..., 2 * k + date])
+
+    found = masked(tmp_path, write)
+    check_scenes(found, 4)
+    assert found.bands is not None and found.bands.names == ("B02.2020", "B02.2021", "B08.2020", "B08.2021")
+
+
+def test_several_files_are_no_mask(tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        for seed in range(4):
+            save(tmp_path / part / f"{seed}.png", scene(seed, 3, kind="uint8"))
+            save(tmp_path / f"{part}annot" / f"{seed}.png", mask(seed))
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    for name in ("a", "b"):
+        save(tmp_path / "trainannot/0" / f"{name}.tif", mask(0))
+    assert not data.read(tmp_path).problems
+
+
 def test_two_dates_of_photographs_with_splits(tmp_path: Path) -> None:
     for part, count in (("train", 6), ("val", 3), ("test", 3)):
         for seed in range(count):

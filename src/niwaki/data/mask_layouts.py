@@ -149,6 +149,8 @@ def _listed_splits(tree: Tree) -> dict[str, str]:
 
 
 def _put(sides: Sides, split: str | None, kind: str, source: Source, parts: Parts) -> None:
+    if kind == "mask" and isinstance(source, Stack):
+        return  # several files are no mask
     sides.setdefault((split, _stem(parts, kind)), {})[kind] = (source, parts)
 
 

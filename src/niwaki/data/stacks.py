@@ -51,28 +51,47 @@ def merged(tree: Tree, where: str, names: Sequence[str] = ()) -> Tree:
             unless given.
     """
     tree = _dates(tree, where)
-    scenes = {folder: found for folder in tree.folders if (found := _scene(tree, folder))}
+    inside: dict[Parts, list[Parts]] = {}
+    for parts in tree.files:
+        inside.setdefault(parts[:-1], []).append(parts)
+    above = {parts[:-1] for parts in tree.folders}
+    places = [folder for folder in tree.folders if folder not in above and _may_be_scene(folder)]
+    scenes = {folder: found for folder in places if len(found := _bands(inside.get(folder, ()))) > 1}
     wanted = tuple(names) or _common(scenes.values())
     if not wanted:
         return tree
-    out = Tree(
-        files=dict(tree.files),
-        folders=tree.folders - set(scenes),
-        problems=list(tree.problems),
-        bands=tree.bands,
-    )
+    out = _copied(tree)
+    out.folders -= set(scenes)
     for folder, scene in scenes.items():
-        inside = [parts for parts in tree.files if parts[:-1] == folder]
-        for parts in inside:
+        for parts in inside[folder]:
             del out.files[parts]
         fitting = _named(scene, wanted)
         if fitting is None:
             lacking = [name for name in wanted if name.lower() not in {band.lower() for band in scene}]
             out.problems.append(_missing(where, folder, f"band {', '.join(lacking)}"))
             continue
-        files = tuple(plain(tree.files[parts]) for parts in fitting)
-        out.files[folder] = Stack(files=files, names=tuple(wanted))
+        out.files[folder] = _stack([tree.files[parts] for parts in fitting], wanted)
     return out
+
+
+def _copied(tree: Tree) -> Tree:
+    return Tree(
+        files=dict(tree.files), folders=set(tree.folders), problems=list(tree.problems), bands=tree.bands
+    )
+
+
+def _stack(sources: Sequence[Path | bytes | Stack], names: Sequence[str]) -> Stack:
+    """Files as one image; of those that are several dates already each is a band of its own, `B02.t1`."""
+    files: list[Path | bytes] = []
+    told: list[str] = []
+    for source, name in zip(sources, names, strict=True):
+        if isinstance(source, Stack):
+            files += source.files
+            told += [f"{name}.{date}" for date in source.names]
+        else:
+            files.append(source)
+            told.append(name)
+    return Stack(files=tuple(files), names=tuple(told))
 
 
 def of_folder(folder: Path, names: Sequence[str]) -> Stack | None:
@@ -91,9 +110,7 @@ def of_folder(folder: Path, names: Sequence[str]) -> Stack | None:
 
 def _dates(tree: Tree, where: str) -> Tree:
     """Folders of dates as one folder `images`."""
-    out = Tree(
-        files=dict(tree.files), folders=set(tree.folders), problems=list(tree.problems), bands=tree.bands
-    )
+    out = _copied(tree)
     tops: list[Parts] = [(), *((name,) for name in SPLIT_NAMES if (name,) in tree.folders)]
     for top in tops:
         beside = {parts[-1] for parts in tree.folders if parts[:-1] == top}
@@ -130,23 +147,18 @@ def _join(tree: Tree, out: Tree, top: Parts, dates: dict[str, str], where: str) 
             here = next(iter(found.values()))
             out.problems.append(_missing(where, here, f"file of that name in {', '.join(lacking)}"))
             continue
-        files = tuple(plain(tree.files[found[name]]) for name in dates)
         ending = Path(found[next(iter(dates))][-1]).suffix
         at = (*top, "images", *rest[:-1], rest[-1] + ending)
-        out.files[at] = Stack(files=files, names=tuple(dates.values()))
+        out.files[at] = _stack([tree.files[found[name]] for name in dates], tuple(dates.values()))
         out.folders |= {at[:k] for k in range(len(top) + 1, len(at))}
 
 
-def _scene(tree: Tree, folder: Parts) -> Scene:
-    """The bands in a folder where one can be an image; empty where it is none."""
+def _may_be_scene(folder: Parts) -> bool:
+    """Whether a folder without folders in it may hold the bands of one image: below images, or in a class."""
     above = folder[:-1]
     level = 2 if folder[0] in SPLIT_NAMES else 1
     in_images = bool(set(above) & set(IMAGES)) and folder[-1] not in SPLIT_NAMES
-    in_class = len(above) == level and not set(folder) & {*MASKS, *IMAGES}
-    if not (in_images or in_class) or any(parts[:-1] == folder for parts in tree.folders):
-        return {}
-    found = _bands(parts for parts in tree.files if parts[:-1] == folder)
-    return found if len(found) > 1 else {}
+    return in_images or (len(above) == level and not set(folder) & {*MASKS, *IMAGES})
 
 
 def _bands(files: Iterable[Parts]) -> Scene:
