@@ -206,6 +206,25 @@ def test_damaged_files_of_bands(content: bytes, code: str) -> None:
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize("write", [tiff, npy])
+def test_whatever_a_damaged_byte_does_is_an_error_with_a_code(
+    write: object, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole, draw, seen = write(pixels(20, 30, 5, high=4000, kind=np.uint16)), np.random.default_rng(1), set()  # type: ignore[operator]
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for place in draw.integers(6, 300, 3):
+            damaged[place] = draw.integers(0, 256)
+        try:
+            bands.read(bytes(damaged))
+        except DataError as error:
+            seen.add(error.code)
+    assert "image-corrupt" in seen and seen <= {
+        *("image-corrupt", "image-unsupported", "image-oversized", "image-empty", "tile-format")
+    }
+    assert capfd.readouterr().err == ""
+
+
 def test_an_array_of_objects_is_not_unpickled() -> None:
     held = io.BytesIO()
     np.save(held, np.array([{"a": 1}], object), allow_pickle=True)

@@ -9,6 +9,7 @@ Shape letters: H W pixels, C channels, h w of a block.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -24,6 +25,9 @@ from niwaki.lazy import require
 from niwaki.rasters import codecs
 from niwaki.rasters.geotags import from_tags
 from niwaki.rasters.raster import Pixels, Raster
+
+# tifffile tells its log each thing that is wrong with a damaged file; the error that is raised says it once
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _PALETTE, _WHITE_IS_ZERO = 3, 0
 _ALPHA = (1, 2)  # an extra sample that says it is alpha; 0 is a band like any other
