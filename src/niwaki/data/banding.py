@@ -9,6 +9,7 @@ bands."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -189,6 +190,13 @@ def measured(train: Samples, banding: Banding, *, nodata: float | None = None) -
         mean=tuple(round(float(mean), 6) for mean in levels.mean(0)),
         std=tuple(max(0.01, round(float(std), 6)) for std in levels.std(0)),
     )
+
+
+def marked(fingerprint: str, found: Bands | None) -> str:
+    """A set's fingerprint with names and ranges of its bands in it: with other ones it is another set."""
+    if found is None:
+        return fingerprint
+    return hashlib.sha256(f"{fingerprint} {found.names} {found.scale}".encode()).hexdigest()
 
 
 def _drawn(train: Samples, row: int, most: int, nodata: float | None) -> npt.NDArray[np.float32]:

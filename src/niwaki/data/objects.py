@@ -97,14 +97,15 @@ def assemble(
         part: read_masks.samples_of(part, seen, split, counts, _mask, objects=True)
         for part in read_masks.SPLITS
     }
+    measured = None if how is None else banding.measured(parts["train"], how)
     return DataSet(
         classes=_CODING.classes,
         **parts,
         problems=tuple(problems),
         warnings=(*told, *read_masks.warnings(seen, split, counts, _CODING)),
-        fingerprint=read_masks.fingerprint(seen, split, _CODING),
+        fingerprint=banding.marked(read_masks.fingerprint(seen, split, _CODING), measured),
         flip=True,
-        bands=None if how is None else banding.measured(parts["train"], how),
+        bands=measured,
     )
 
 

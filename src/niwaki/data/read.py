@@ -122,14 +122,15 @@ def _assemble(
     _check_splits(listing, classes, records, split, problems, asked={"val": val, "test": test})
     warnings = [*told, *_thin(classes, records, split), *check.duplicates(records, digests, split)]
     parts = {name: _samples(name, classes, records, split) for name in _SPLITS}
+    measured = None if how is None else banding.measured(parts["train"], how)
     return DataSet(
         classes=classes,
         **parts,
         problems=problems,
         warnings=tuple(warnings),
-        fingerprint=_fingerprint(classes, records, digests, split),
+        fingerprint=banding.marked(_fingerprint(classes, records, digests, split), measured),
         flip=listing.flip,
-        bands=None if how is None else banding.measured(parts["train"], how),
+        bands=measured,
     )
 
 

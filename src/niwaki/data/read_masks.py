@@ -63,14 +63,15 @@ def assemble(
         return banding.Hidden(mask=one, image=pair.image, name=pair.name) if pair.name in voids else one
 
     parts = {name: samples_of(name, seen, split, counts, mask) for name in SPLITS}
+    measured = None if how is None else banding.measured(parts["train"], how)
     return DataSet(
         classes=coding.classes,
         **parts,
         problems=tuple(problems),
         warnings=(*told, *warnings(seen, split, counts, coding)),
-        fingerprint=fingerprint(seen, split, coding),
+        fingerprint=banding.marked(fingerprint(seen, split, coding), measured),
         flip=True,
-        bands=None if how is None else banding.measured(parts["train"], how),
+        bands=measured,
     )
 
 

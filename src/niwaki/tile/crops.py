@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from niwaki import files
-from niwaki.data.banding import Banding, measured
+from niwaki.data.banding import Banding, marked, measured
 from niwaki.data.masks import pixel_counts
 from niwaki.data.samples import DataSet, Samples
 from niwaki.errors import DataError
@@ -94,6 +94,7 @@ def crops(
         )
     said = [below.identity, above.identity, list(classes), crop, {k: s.names for k, s in made.items()}]
     mark = hashlib.sha256(files.dump_json(said)).hexdigest()
+    bands = None if banding is None else measured(made["train"], banding, nodata=below.nodata)
     return DataSet(
         classes=tuple(classes),
         train=made["train"],
@@ -101,9 +102,9 @@ def crops(
         test=made["test"],
         problems=(),
         warnings=(),
-        fingerprint=mark,
+        fingerprint=marked(mark, bands),
         flip=True,
-        bands=None if banding is None else measured(made["train"], banding, nodata=below.nodata),
+        bands=bands,
     )
 
 
