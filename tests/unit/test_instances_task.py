@@ -335,6 +335,9 @@ def from_the_shell(saved: Artifact, image: np.ndarray, direct: np.ndarray, folde
         assert same_objects(direct, np.array(file).astype(np.int32))
     results = json.loads((folder / "out.json").read_text())
     assert sorted(one["area"] for one in results) == sorted(instances.areas(direct).values())
+    page = folder / "page"
+    assert main([*words, "-o", str(folder / "out.npy"), "--viewer", str(page)]) == 0
+    assert "outline" in (page / "index.html").read_text() and list((page / "classes").rglob("*.png"))
     for wrong in ([], ["-o", "out.tif"], ["-o", "out.npy", "--overlap", "64"]):
         assert main([*words, *wrong]) == 1
 

@@ -158,10 +158,36 @@ def test_overlays_show_what_is_wrong() -> None:
     guess = mask.copy()
     guess[:5, :5] = 2
     row = overlays.side_by_side(image, mask, guess, count=3)
-    assert row.shape == (48, 192, 3)
-    red = (row[:, 128:] == overlays.WRONG).all(2)
+    assert row.shape == (48, 256, 3)
+    red = (row[:, 192:] == overlays.WRONG).all(2)
     np.testing.assert_array_equal(red, guess != mask)
     assert len({tuple(c) for c in overlays.palette(200).tolist()}) == 200
+
+
+def test_contours_are_lines_between_values() -> None:
+    true, guess = np.zeros((6, 8), np.uint8), np.zeros((6, 8), np.uint8)
+    true[:, 4:], guess[:, 6:] = 1, 1
+    guess[0, 4:] = 1
+    assert overlays.borders(true).nonzero()[1].tolist() == [3] * 6
+    drawn = overlays.contours(np.full((6, 8, 1), 9, np.uint8), true, guess)
+    assert (drawn[1:, 3] == overlays.TRUE).all() and (drawn[1:, 5] == overlays.GUESSED).all()
+    assert (drawn[0, 3] == 255).all() and (drawn[:, 7] == 9).all()
+
+
+def test_objects_are_numbered_and_what_was_found_is_told() -> None:
+    true, guess = np.zeros((30, 40), np.int32), np.zeros((30, 40), np.int32)
+    true[2:12, 2:12], true[18:28, 2:12] = 7, 9  # one is found, one is missed
+    guess[3:12, 2:12], guess[2:10, 25:35] = 1, 2  # and one is none
+    true[:, 38:] = -1
+    image = np.full((30, 40, 3), 100, np.uint8)
+    told = overlays.object_errors(image, true, guess, found=[1])
+    assert (told[8, 6] == overlays.FOUND).all() and (told[5, 30] == overlays.WRONG).all()
+    assert (told[23, 6] == overlays.MISSED).all() and (told[0, 39] == overlays.MISSING).all()
+    bare, scored = (overlays.objects(image, guess, scores=s, zoom=4) for s in ((), (0.91, 0.5)))
+    assert bare.shape == (120, 160, 3) and (bare != scored).any() and (bare[0, 0] == 100).all()
+    assert (bare > 225).all(2).any()  # white numbers
+    row = overlays.objects_side_by_side(image, true, guess, scores=[0.9, 0.5], found=[1])
+    assert row.shape == (8 * 30, 3 * 8 * 40, 3)
 
 
 class Small(nn.Module):

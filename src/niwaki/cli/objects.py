@@ -30,11 +30,25 @@ def run(args: argparse.Namespace, artifact: Artifact) -> Answer:
         instances.finder(predict, artifact.task), image, tile=side, context=context, slack=min(8, context)
     )
     _write(Path(args.out), found)
-    value = {"out": str(args.out), "objects": len(found.scores), "cut": found.cut}
+    value: dict[str, Any] = {"out": str(args.out), "objects": len(found.scores), "cut": found.cut}
     text = f"{args.out}: {len(found.scores)} objects"
     if found.cut:
         text += f", {found.cut} of them larger than the tiles' overlap and cut: --overlap {4 * context}"
+    if args.viewer:
+        value["viewer"] = str(_viewer(args, found))
+        text += f"\n{value['viewer']}"
     return Answer(value, text=text)
+
+
+def _viewer(args: argparse.Namespace, found: Any) -> Path:
+    """The page to look at scene and objects: filled, with the lines between them."""
+    import numpy as np
+
+    from niwaki import overlays, tile
+
+    here = found.labels > 0
+    kinds = np.where(overlays.borders(found.labels) & here, 2, here).astype(np.uint8)
+    return tile.viewer(args.paths[0], kinds, args.viewer, classes=("background", "object", "outline"))
 
 
 def _check(args: argparse.Namespace, artifact: Artifact) -> None:

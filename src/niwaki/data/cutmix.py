@@ -10,8 +10,6 @@ Source: Yun et al. 2019, "CutMix", arXiv:1905.04899, section 3.1 (the rectangle)
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -68,8 +66,8 @@ def pasted(
     return out, classes
 
 
-def _weights(side: int, area: float, place: float) -> npt.NDArray[Any]:
+def _weights(side: int, area: float, place: float) -> Floats:
     """Along one axis how much the other image weighs, `[side]`: 1 inside, 0 outside, a ramp between."""
     half = side * float(np.sqrt(area)) / 2
     distance = half - np.abs(np.arange(side) + 0.5 - place * side)
-    return np.clip(0.5 + distance / (2 * SOFT), 0, 1)
+    return np.asarray(np.clip(0.5 + distance / (2 * SOFT), 0, 1), np.float64)

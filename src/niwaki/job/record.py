@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from niwaki import evaluate, loop, metrics, overlays, runtimes, tally, timing
+from niwaki import evaluate, instances, loop, metrics, overlays, runtimes, tally, timing
 from niwaki.cost import Cost
 from niwaki.job import measure
 from niwaki.job.baseline import BASELINE, MODEL, Baseline, export_path
 from niwaki.job.ledger import ledger
 from niwaki.job.points import SLACK, STAGE_OF, Point
+from niwaki.tasks import Instances
 
 if TYPE_CHECKING:
     from niwaki.job.widths import Widths
@@ -188,23 +189,32 @@ def _errors(work: Work, chosen: Point) -> dict[str, Any]:
 
 def _map_errors(work: Work, predict: evaluate.Predictor) -> dict[str, Any]:
     """Confusion matrix of pixels, and the class maps of the worst test images."""
-    test, spec, count = work.data.test, work.spec, max(2, len(work.task.classes))
-    objects = work.task.kind == "instances"  # shown as what is object and what is not
+    test, spec = work.data.test, work.spec
     found = evaluate.tally(predict, test, spec, work.task)
     worst = [int(i) for i in np.argsort(found.each(), kind="stable")[:WRONG]]
     return {
         "confusion": {"classes": list(work.task.classes), "counts": found.confusion.tolist()},
         "maps": [
             {
-                "image": overlays.side_by_side(
-                    spec.picture(test.batch([i], spec)[0]),
-                    np.sign(test.targets([i], spec)[0]).clip(0) if objects else test.targets([i], spec)[0],
-                    tally.unpacked(found.kept[i]),
-                    count=count,
-                ),
+                "image": _map_picture(work, predict, i, found.kept[i]),
                 "name": test.names[i],
                 "score": float(found.each()[i]),
             }
             for i in worst
         ],
     }
+
+
+def _map_picture(work: Work, predict: evaluate.Predictor, place: int, kept: Any) -> Any:
+    """A test image's row of pictures; of objects with their numbers and scores."""
+    pixels, true = work.data.test.batch([place], work.spec), work.data.test.targets([place], work.spec)[0]
+    picture = work.spec.picture(pixels[0])
+    if not isinstance(work.task, Instances):
+        guess = tally.unpacked(kept)
+        return overlays.side_by_side(picture, true, guess, count=max(2, len(work.task.classes)))
+    shape = (int(true.shape[0]), int(true.shape[1]))
+    found = work.task.found(predict(pixels)[0], shape)
+    guess = instances.resolve_overlaps(found.crops, found.scores, shape=shape)
+    table = instances.pairs(np.maximum(true, 0), guess)
+    hits = table.predicted[table.pair[table.iou > 0.5, 1]].tolist()
+    return overlays.objects_side_by_side(picture, true, guess, scores=found.scores.tolist(), found=hits)

@@ -233,7 +233,7 @@ def _cells(sizes: Sequence[Any] | npt.NDArray[Any]) -> Tensor:
 
 def _objects(ids: Tensor) -> dict[str, Tensor]:
     """Boxes (x, y, x, y), labels and masks of a label map `[H, W]`, as torchvision takes them."""
-    numbers = ids.unique()
+    numbers = torch.unique(ids)
     masks = ids == numbers[numbers > 0][:, None, None]
     boxes = ids.new_zeros(len(masks), 4, dtype=torch.float32)
     for box, mask in zip(boxes, masks, strict=True):

@@ -31,7 +31,7 @@ The record is plain JSON. A part that is missing or empty is left out of the pag
                  "data:image/png;..." URI, "name", "true", "predicted": str,
                  "probability": 0..1 of what was predicted}
     maps         of class maps, worst first, list of {"image": uint8 array [H,W,3] or URI: truth,
-                 prediction and errors in a row, "name", "score": 0..1}
+                 prediction, contours (of class maps) and errors in a row, "name", "score": 0..1}
     ledger       the behaviour ledger, on test: {"images": {"test", "corrupted", "attacked": int},
                  "bins": int of the calibration error, "severity": 1..5, "corruptions": {kind: words},
                  "attack": {"eps", "step", "steps", "of"}, "stages": [

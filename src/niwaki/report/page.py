@@ -318,7 +318,7 @@ def _wrong(record: Record) -> str:
 
 
 def _maps(record: Record) -> str:
-    """Class maps of the worst images: truth, prediction, errors."""
+    """Class maps or objects of the worst images, in rows."""
     figures = []
     for one in record.get("maps") or []:
         name = escape(str(one["name"]))
@@ -329,7 +329,10 @@ def _maps(record: Record) -> str:
         )
     body = f'<div class="maps">{"".join(figures)}</div>' if figures else ""
     says = (
-        "Test images on which the default export is worst: the truth, the prediction, and wrong pixels in red."
+        "Test images on which the default export is worst: the truth; the prediction, objects with number and "
+        "score; of class maps the contours, true ones yellow, predicted ones blue, white where they agree, and "
+        "wrong pixels in red; of objects those found in green, those that are none in red, missed in blue, "
+        "true contours in yellow."
     )
     return _section("Worst images", body, says=says, wide=True)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 SIDE = 128
 """Pictures are drawn at this many pixels; smaller ones are enlarged without blur."""
-WIDE = 720
+WIDE = 1200
 """So are rows of pictures."""
 
 _URI = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")

@@ -49,7 +49,7 @@ circle.c2,svg text.c2{fill:var(--amber)}circle.c3,svg text.c3{fill:var(--violet)
 .cell{fill:none;stroke:var(--line);stroke-width:.5}.right{fill:var(--green)}.off{fill:var(--red)}
 .tall{max-height:560px;overflow-y:auto}
 .pair{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:20px}
-.maps{display:grid;gap:14px}.maps img{width:100%;max-width:720px}
+.maps{display:grid;gap:14px}.maps img{width:100%;max-width:1200px}
 .wrong{display:grid;grid-template-columns:repeat(auto-fill,minmax(104px,1fr));gap:14px}
 figure{margin:0;min-width:0}
 img{width:100%;aspect-ratio:1;object-fit:contain;border-radius:8px;background:var(--page);
