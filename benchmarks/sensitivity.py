@@ -4,10 +4,11 @@
     NIWAKI_DATA=... python benchmarks/sensitivity.py --images 256
 
 For each network and each layer or block: the KL divergence of the outputs from float's when it alone is int8,
-on --images of val (exact); the same on 16 of them (few images); and the noise in each layer's own output (own
-output, only layers with weights). Printed: the rank correlation (Spearman) of each cheap figure with the exact
-one, with the exact KL of the other half of val (what repeating the exact measurement gives: no cheap one can
-give more), the correlation with the drop of val's score, and seconds. Results are kept under --out.
+on --images of val (exact); the same on 16 and on 4 images of the other half of val; and the noise in each
+layer's own output (own output, only layers with weights). Printed: the rank correlation (Spearman) of each
+cheap figure with the exact one, with the exact KL of the other half of val (what repeating the exact
+measurement gives: no cheap one can give more), the correlation with the drop of val's score, and seconds.
+Results are kept under --out.
 """
 
 from __future__ import annotations
@@ -65,12 +66,13 @@ def measured(model: Any, data: Any, given: argparse.Namespace) -> dict[str, Any]
         return [sensitivity.divergence(before, each) for each in after], drops, time.perf_counter() - began
 
     kl, drops, seconds = exact(one)
-    again, few = exact(other), exact(one[: given.few])
+    again, few, four = exact(other), exact(other[: given.few]), exact(other[:4])
     began = time.perf_counter()
     near = twins.compare(proto, activations, weights, images[one[: given.few]])
     noise = [[-near[m].sqnr for m in members if m in near] for members in groups.values()]
-    found = {"names": list(groups), "kl": kl, "drops": drops, "again": again[0], "few": few[0]}
-    took = {"exact": seconds, "few": few[2], "own": time.perf_counter() - began}
+    found = {"names": list(groups), "kl": kl, "drops": drops}
+    found |= {"again": again[0], "few": few[0], "four": four[0]}
+    took = {"exact": seconds, "few": few[2], "four": four[2], "own": time.perf_counter() - began}
     return found | {"own": [max(each) if each else None for each in noise], "seconds": took}
 
 
@@ -81,6 +83,7 @@ def ranks(found: dict[str, Any]) -> dict[str, float]:
     held = [place for place, own in enumerate(found["own"]) if own is not None and np.isfinite(own)]
     return {
         "few images": spearman(found["few"], found["kl"]),
+        "4 images": spearman(found["four"], found["kl"]),
         "own output": spearman([found["own"][n] for n in held], [found["kl"][n] for n in held]),
         "exact, other half of val": spearman(found["again"], found["kl"]),
         "drop of score": spearman(found["drops"], found["kl"]),

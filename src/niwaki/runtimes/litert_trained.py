@@ -83,9 +83,10 @@ def _pooled(module: Any) -> None:
     for node in [n for n in module.graph.nodes if n.target is calls.adaptive_avg_pool2d.default]:
         if list(node.args[1]) == [1, 1]:
             node.target, node.args = calls.mean.dim, (node.args[0], [2, 3], True)
-    for node in [n for n in module.graph.nodes if n.target is calls.avg_pool2d.default]:
-        value, size, *rest = node.args
-        stride, padding, ceil, counted, divisor = (*rest, *((), 0, False, True, None)[len(rest) :])
+    pools: list[Any] = [n for n in module.graph.nodes if n.target is calls.avg_pool2d.default]
+    for node in pools:
+        given = list(node.args)
+        value, size, stride, padding, ceil, counted, divisor = given + _DEFAULTS[len(given) - 2 :]
         sizes = list(size) * (2 // len(size))
         if ceil or divisor or (padding not in (0, [0, 0]) and not counted):
             continue
@@ -95,6 +96,10 @@ def _pooled(module: Any) -> None:
             weight = _whole(module, node.name, ones, step, 0)
             node.target = calls.conv2d.default
             node.args = (value, weight, None, stride or size, padding or [0, 0], [1, 1], channels)
+
+
+_DEFAULTS: list[Any] = [[], 0, False, True, None]
+"""Of average pooling: stride, padding, ceil_mode, count_include_pad, divisor_override."""
 
 
 def _joined(module: Any, value: Any, grid: tuple[Any, ...]) -> Any:
