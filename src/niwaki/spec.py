@@ -101,25 +101,10 @@ class Spec:
         Raises:
             DataError: it is no image that can be used, or has another number of bands. [image-*, bands-*]
         """
-        if not self.banded:
-            self._check_photograph(source, name)
-            if not isinstance(source, bands.Stack):
-                return decode(source, channels=self.channels, name=name)
+        if not self.banded and bands.no_photograph(source, name=name) is None:
+            return decode(source, channels=self.channels, name=name)
         name = name or ("image" if isinstance(source, bands.Stack) else label(source))
         return self.adapted(bands.read(source, name=name)[0], name=name)
-
-    def _check_photograph(self, source: Source, name: str | None) -> None:
-        """Raises for bands that would be read as something else: infrared is no alpha. [bands-count]"""
-        channels = bands.no_photograph(source, name=name)
-        if channels not in (None, 1, 3):
-            shown = name or ("image" if isinstance(source, bands.Stack) else label(source))
-            raise self._wrong_count(shown, channels)
-
-    def _wrong_count(self, name: str, channels: int) -> DataError:
-        return DataError(
-            f"{name}: has {bands.counted(channels)}, the model takes {self.channels}{self.named}.",
-            code="bands-count",
-        )
 
     def adapted(self, pixels: npt.NDArray[Any], *, name: str = "image") -> ImageU8:
         """Bands `[h, w, C]` as a file holds them in the model's 8 bits: uint8 `[h, w, C]`.
@@ -128,7 +113,10 @@ class Spec:
             DataError: there is another number of bands. [bands-count]
         """
         if pixels.shape[-1] != self.channels:
-            raise self._wrong_count(name, pixels.shape[-1])
+            raise DataError(
+                f"{name}: has {bands.counted(pixels.shape[-1])}, the model takes {self.channels}{self.named}.",
+                code="bands-count",
+            )
         return bands.stretched(pixels, self.scale, name=name)
 
     @property

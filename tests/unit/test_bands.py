@@ -183,6 +183,12 @@ def test_photographs_in_tiff_are_read_as_before() -> None:
     for image, more in ((pixels(9, 11, 3), {"photometric": "rgb"}), (pixels(9, 11), {})):
         content = tiff(image, **more)
         assert (Spec(size_hw=(9, 11)).read(content) == images.decode(content, channels=3)).all()
+    colours = pixels(
+        9, 11, 3
+    )  # an array, or a file a colour, is no format of Pillow's and is read all the same
+    single = Stack(files=tuple(tiff(colours[..., k]) for k in range(3)), names=("r", "g", "b"))
+    for source in (npy(colours), single):
+        assert (Spec(size_hw=(9, 11)).read(source) == colours).all()
     alpha = tiff(pixels(9, 11, 4), photometric="rgb", extrasamples=["unassalpha"])
     assert (Spec(size_hw=(9, 11)).read(alpha) == images.decode(alpha, channels=3)).all()
 
