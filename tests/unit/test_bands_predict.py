@@ -211,6 +211,12 @@ def test_crops_of_a_scene_of_bands(tmp_path: Path) -> None:
     spec = found.bands.spec((16, 16))
     batch = found.train.batch([0, 1, 2], spec)
     assert batch.dtype == np.uint8 and batch.shape == (3, 16, 16, BANDS) and batch.std() > 10
-    assert tile.crops(image, mask, classes=("a", "b"), crop=16, scale=(0, 4000)).bands is not None
+    # a range that is given is the Spec's: a tile of the scene is what the crop was
+    given = tile.crops(image, mask, classes=("a", "b"), crop=16, scale=(0, 4000))
+    assert given.bands is not None and given.bands.scale == ((0, 4000),) * BANDS
+    spec = given.bands.spec((16, 16))
+    y, x = map(int, given.train.names[0].split(":")[1].split(","))
+    assert (given.train.batch([0], spec)[0] == spec.adapted(image[y : y + 16, x : x + 16])).all()
+    assert tile.crops(image[..., :3], mask, classes=("a", "b"), crop=16, scale="bits").bands is None
     eight = (image[..., :3] >> 4).astype(np.uint8)
     assert tile.crops(eight, mask, classes=("a", "b"), crop=16).bands is None

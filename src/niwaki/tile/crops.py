@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from niwaki import files
 from niwaki.data.banding import Banding, marked, measured
 from niwaki.data.masks import pixel_counts
-from niwaki.data.samples import DataSet, Samples
+from niwaki.data.samples import Bands, DataSet, Samples
 from niwaki.errors import DataError
 from niwaki.rasters.raster import Raster, Windows
 from niwaki.tile import pixels
@@ -70,7 +70,6 @@ def crops(
     _check(below.shape, above, crop=crop, side=side, gap=gap)
     dealt = _dealt(below.shape, side, val=val, test=test, seed=seed)
     scaled = pixels.scaler(below.dtype, scale)
-    banding = _banding(below, scale)
     made: dict[str, Samples] = {}
     reader = Windows(above, keep=int(memory_mb * (1 << 20) / 4))
     for name, blocks in dealt.items():
@@ -94,7 +93,7 @@ def crops(
         )
     said = [below.identity, above.identity, list(classes), crop, {k: s.names for k, s in made.items()}]
     mark = hashlib.sha256(files.dump_json(said)).hexdigest()
-    bands = None if banding is None else measured(made["train"], banding, nodata=below.nodata)
+    bands = _bands(made["train"], below, scale)
     return DataSet(
         classes=tuple(classes),
         train=made["train"],
@@ -108,10 +107,21 @@ def crops(
     )
 
 
-def _banding(scene: Raster, scale: pixels.Scale) -> Banding | None:
-    """How crops are read as bands; None where they are photographs."""
-    channels, wide = scene.shape[2], scene.dtype != np.uint8 and scale is None
-    return Banding(channels=channels, wide=wide) if wide or channels not in (1, 3) else None
+def _bands(train: Samples, scene: Raster, scale: pixels.Scale) -> Bands | None:
+    """What a Spec must say of the crops; None where they are photographs.
+
+    A range that was given is the Spec's as well, so that a scene is predicted as the crops were learned.
+    """
+    channels, eight = scene.shape[2], scene.dtype == np.uint8
+    if channels in (1, 3) and (scale == "bits" or (scale is None and eight)):
+        return None
+    if scale is None:
+        return measured(train, Banding(channels=channels, wide=not eight), nodata=scene.nodata)
+    found = measured(train, Banding(channels=channels, wide=False))  # the crops are in 8 bits already
+    if scale == "bits":
+        return replace(found, scale=((0.0, 255.0 if eight else 65535.0),) * channels)
+    ends = pixels.pairs(scale)
+    return replace(found, scale=ends * channels if len(ends) == 1 else ends)
 
 
 def _check(scene: Sequence[int], mask: Any, *, crop: int, side: int, gap: int) -> None:

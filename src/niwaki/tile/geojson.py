@@ -9,8 +9,7 @@ Shape letters: H W pixels.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,18 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from niwaki.errors import DataError
+from niwaki.instances.outlines import Project, Run, outlines, polygon
 from niwaki.lazy import require
 from niwaki.rasters.raster import Geo
 from niwaki.tile.scratch import Raw
 
 MOST_RUNS = 200_000
 _ROWS = 64
-
-Run = tuple[int, int, int]
-"""Row, first column, end."""
-Point = tuple[int, int]
-"""Column and row of a pixel's corner."""
-Project = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 
 def projection(geo: Geo | None) -> Project:
@@ -78,19 +72,8 @@ def write(raw: Raw, path: Path, *, geo: Geo | None, nodata: float | None = None)
 
 
 def _feature(file: TextIO, number: int, runs: list[Run], project: Project) -> None:
-    rings = [project(np.array([*ring, ring[0]], np.float64)) for ring in outlines(runs)]
-    outer = max(range(len(rings)), key=lambda k: abs(_area(rings[k])))
-    ordered = [rings[outer], *(ring for k, ring in enumerate(rings) if k != outer)]
-    # RFC 7946: the outer ring runs counterclockwise, holes clockwise
-    turned = [ring if (_area(ring) > 0) == (k == 0) else ring[::-1] for k, ring in enumerate(ordered)]
-    shape = {"type": "Polygon", "coordinates": [ring.round(8).tolist() for ring in turned]}
+    shape = {"type": "Polygon", "coordinates": polygon(outlines(runs), project)}
     json.dump({"type": "Feature", "properties": {"class": number}, "geometry": shape}, file)
-
-
-def _area(ring: npt.NDArray[np.float64]) -> float:
-    """Twice the signed area, above zero where the ring runs counterclockwise in axes x right, y up."""
-    x, y = (ring - ring[0]).T
-    return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum())
 
 
 def regions(raw: Raw, *, nodata: float | None = None) -> Iterator[tuple[int, list[Run]]]:
@@ -167,67 +150,3 @@ def _root(parent: dict[int, int], region: int) -> int:
         parent[region] = parent[parent[region]]
         region = parent[region]
     return region
-
-
-def outlines(runs: list[Run]) -> list[list[Point]]:
-    """The rings around a region, corners only; the region lies to the right of each ring's way, rows going
-    down."""
-    rows: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for y, x0, x1 in sorted(runs):
-        rows[y].append((x0, x1))
-    ways: dict[Point, list[Point]] = defaultdict(list)
-    for y, parts in rows.items():
-        for x0, x1 in parts:
-            ways[x0, y + 1].append((x0, y))
-            ways[x1, y].append((x1, y + 1))
-        for a, b in _uncovered(parts, rows.get(y - 1, [])):
-            ways[a, y].append((b, y))
-        for a, b in _uncovered(parts, rows.get(y + 1, [])):
-            ways[b, y + 1].append((a, y + 1))
-    rings = []
-    while ways:
-        rings.append(_ring(ways, next(iter(ways))))
-    return rings
-
-
-def _uncovered(parts: list[tuple[int, int]], cover: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """What of sorted intervals no interval of `cover` covers."""
-    for x0, x1 in parts:
-        left = x0
-        for a, b in cover:
-            if b <= left or a >= x1:
-                continue
-            if a > left:
-                yield left, a
-            left = max(left, b)
-        if left < x1:
-            yield left, x1
-
-
-def _ring(ways: dict[Point, list[Point]], start: Point) -> list[Point]:
-    """One ring, taken out of the ways; where two cross at a corner the sharpest right turn is taken."""
-    here, ring = start, [start]
-    come = (0, 0)
-    while True:
-        ends = ways[here]
-        right = (-come[1], come[0])
-        end = next((e for e in ends if _direction(here, e) == right), ends[0])
-        ends.remove(end)
-        if not ends:
-            del ways[here]
-        go = _direction(here, end)
-        if go == come:
-            ring.pop()
-        ring.append(end)
-        here, come = end, go
-        right = (-come[1], come[0])
-        if here == start and not any(_direction(here, e) == right for e in ways.get(here, ())):
-            break  # and not where the ring only crosses its start
-    ring.pop()
-    if len(ring) > 2 and _direction(ring[-1], start) == _direction(start, ring[1]):
-        ring = ring[1:]
-    return ring
-
-
-def _direction(a: Point, b: Point) -> Point:
-    return (b[0] > a[0]) - (b[0] < a[0]), (b[1] > a[1]) - (b[1] < a[1])

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from niwaki.bands import empty, stretched
 from niwaki.errors import SpecError
 
-__all__ = ["Pixels", "Scale", "empty", "scaler"]
+__all__ = ["Pixels", "Scale", "empty", "pairs", "scaler"]
 
 Pixels = npt.NDArray[Any]
 Scale = tuple[float, float] | Sequence[tuple[float, float]] | str | None
@@ -41,12 +41,22 @@ def scaler(dtype: np.dtype[Any], scale: Scale) -> Callable[[Pixels], Pixels]:
                 code="tile-scale",
             )
         return lambda pixels: ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    ends = pairs(scale)
+    return lambda pixels: stretched(pixels, ends * pixels.shape[-1] if len(ends) == 1 else ends)
+
+
+def pairs(scale: Scale) -> tuple[tuple[float, float], ...]:
+    """The ranges that a scale of numbers states: one for all bands, or one each.
+
+    Raises:
+        SpecError: a range is empty. [tile-scale]
+    """
     given: Any = scale
-    pairs = [given] if isinstance(given[0], int | float) else given
-    ends = [(float(low), float(high)) for low, high in pairs]
+    each = [given] if isinstance(given[0], int | float) else given
+    ends = tuple((float(low), float(high)) for low, high in each)
     if not all(np.isfinite(low) and np.isfinite(high) and low < high for low, high in ends):
         raise SpecError(
             f"scale: got {scale}, expected a low end below the high one, or such a pair for each band.",
             code="tile-scale",
         )
-    return lambda pixels: stretched(pixels, ends * pixels.shape[-1] if len(ends) == 1 else ends)
+    return ends
