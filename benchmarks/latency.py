@@ -76,14 +76,14 @@ class Network:
         return path
 
     def timed(self, keep: Keep, threads: int, asked: float) -> float:
-        """As `niwaki fit` times a candidate: quickly, and longer near what was asked."""
+        """As `niwaki fit` times a candidate: quickly, and longer where it may be chosen."""
         near = (threads, json.dumps(keep))
         if near not in self.known:
             paths = {measure.REFERENCE: self.whole, "candidate": self.export(keep, "candidate")}
             for seconds in (measure.QUICK, measure.FULL):
                 taken = measure.timed(paths, self.image, threads=threads, seconds=seconds)["candidate"]
                 self.known[near] = float(taken["ratio"]["median"])
-                if abs(self.known[near] / asked - 1) > 0.04 and taken["quiet"] >= 0.3:
+                if self.known[near] / asked - 1 > 0.04 and taken["quiet"] >= 0.3:
                     break
         return self.known[near]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from niwaki.plan import Step
 
 _NEAR = 0.04
-"""A quick timing this close to what was asked is repeated at full length before it decides."""
+"""A quick timing of at most this share above what was asked is repeated at full length before it decides."""
 _QUIET = 0.3
 """So is one with fewer undisturbed rounds than this share."""
 _GIVE_UP = 2
@@ -172,8 +172,8 @@ class Widths:
         for seconds in (measure.QUICK, measure.FULL):
             timed = measure.interleaved(self.work, paths, seconds=seconds)["candidate"]
             got = measure.got(self.work.budget, Cost(ms=timed["ms"]), self.baseline, timed)
-            if abs(got / asked - 1) > _NEAR and timed["quiet"] >= _QUIET:
-                break
+            if got / asked - 1 > _NEAR and timed["quiet"] >= _QUIET:
+                break  # too slow by far; whatever may be chosen is timed at length
         return got
 
     def _export(self, keep: Keep, precision: str) -> Path:
