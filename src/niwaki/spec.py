@@ -101,7 +101,8 @@ class Spec:
         Raises:
             DataError: it is no image that can be used, or has another number of bands. [image-*, bands-*]
         """
-        if not self.banded and bands.no_photograph(source, name=name) is None:
+        plain = not self.banded and bands.no_photograph(source, name=name) is None
+        if plain and not isinstance(source, bands.Stack):
             return decode(source, channels=self.channels, name=name)
         name = name or ("image" if isinstance(source, bands.Stack) else label(source))
         return self.adapted(bands.read(source, name=name)[0], name=name)
