@@ -329,3 +329,70 @@ def test_average_precision_has_no_cap_unless_asked() -> None:
     table, scores = own.pairs_of_masks(masks, masks), np.linspace(1, 0.5, 120)
     assert own.average_precision([(table, scores)])["ap"] == 1
     assert own.average_precision([(table, scores)], max_dets=100)["ap"] < 0.9
+
+
+# --- polygons in, GeoJSON out
+
+
+def test_polygons_are_masks_like_any_other() -> None:
+    square, hole = [2, 3, 12, 3, 12, 9, 2, 9], [20, 5, 30, 5, 25, 14]
+    objects = [
+        [square],
+        [hole, [40, 1, 44, 1, 44, 5, 40, 5]],
+        [[8, 1, 70, 1, 70, 40, 8, 40]],
+        [[80, 80, 90, 80, 85, 90]],
+    ]
+    shape = (20, 50)
+    given, found = own.crops(objects, shape=shape)
+    assert found == shape
+    dense = np.zeros((4, *shape), bool)
+    for canvas, (y, x, mask) in zip(dense, given, strict=True):
+        canvas[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
+    assert dense[0].sum() == 60 and dense[1, 1:5, 40:44].all() and dense[1].sum() > 16 and not dense[3].any()
+    for policy in ("score", "smaller", "nearest", "probability"):
+        labels = own.resolve_overlaps(objects, [0.5, 0.9, 0.7, 1.0], shape=shape, policy=policy)
+        np.testing.assert_array_equal(labels, own.resolve_overlaps(dense, [0.5, 0.9, 0.7, 1.0], policy=policy))
+    np.testing.assert_array_equal(
+        own.nms(objects, [0.5, 0.9, 0.7, 1.0], shape=shape), own.nms(dense, [0.5, 0.9, 0.7, 1.0])
+    )
+    for wrong in ([[1, 2, 3]], [[1, 2, 3, 4, 5, float("nan")]], [[1, 2, 3, 4, 5, 6, 7]], [["a"] * 6]):
+        with pytest.raises(DataError) as caught:
+            own.crops([wrong], shape=shape)
+        assert caught.value.code == "masks-form"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_geojson_gives_the_label_map_back(seed: int) -> None:
+    labels = (
+        np.random.default_rng(seed).choice([0, 0, 3, 9], (9, 11)).astype(np.int32)
+    )  # pieces, holes, corners
+    labels[2:7, 2:7], labels[4, 4] = 5, 0
+    found = own.to_geojson(labels, scores=[0.1, 0.2, 0.3])
+    assert [f["properties"] for f in found["features"]] == [
+        {"id": 3, "score": 0.1}, {"id": 5, "score": 0.2}, {"id": 9, "score": 0.3}
+    ]  # fmt: skip
+    again = np.zeros_like(labels)
+    for feature in found["features"]:
+        geometry = feature["geometry"]
+        several = geometry["type"] == "MultiPolygon"
+        for rings in geometry["coordinates"] if several else [geometry["coordinates"]]:
+            assert all(ring[0] == ring[-1] for ring in rings)
+            areas = [sum(a * d - c * b for (a, b), (c, d) in itertools.pairwise(ring)) for ring in rings]
+            assert areas[0] > 0 and max(areas[1:], default=-1) < 0  # turned as RFC 7946 says
+            covers = [own.crops([[np.ravel(ring).tolist()]], shape=labels.shape)[0][0] for ring in rings]
+            whole = np.zeros(labels.shape, int)
+            for k, (y, x, mask) in enumerate(covers):
+                whole[y : y + mask.shape[0], x : x + mask.shape[1]] += np.where(mask, 1 if k == 0 else -1, 0)
+            again[whole == 1] = feature["properties"]["id"]
+    np.testing.assert_array_equal(again, labels)
+    with pytest.raises(DataError, match="scores"):
+        own.to_geojson(labels, scores=[0.5])
+
+
+def test_geojson_is_put_where_a_scene_lies() -> None:
+    labels = np.zeros((4, 4), np.int64)
+    labels[1:3, 1:3] = 1
+    (feature,) = own.to_geojson(labels, project=lambda p: p * [0.5, -0.5] + [10, 50])["features"]
+    ring = np.array(feature["geometry"]["coordinates"][0])
+    assert feature["properties"] == {"id": 1}
+    np.testing.assert_allclose([ring.min(0), ring.max(0)], [[10.5, 48.5], [11.5, 49.5]])

@@ -335,11 +335,35 @@ def from_the_shell(saved: Artifact, image: np.ndarray, direct: np.ndarray, folde
         assert same_objects(direct, np.array(file).astype(np.int32))
     results = json.loads((folder / "out.json").read_text())
     assert sorted(one["area"] for one in results) == sorted(instances.areas(direct).values())
+    placed_on_the_earth(saved, image, len(results), folder)
     page = folder / "page"
     assert main([*words, "-o", str(folder / "out.npy"), "--viewer", str(page)]) == 0
     assert "outline" in (page / "index.html").read_text() and list((page / "classes").rglob("*.png"))
-    for wrong in ([], ["-o", "out.tif"], ["-o", "out.npy", "--overlap", "64"]):
+    for wrong in (
+        [],
+        ["-o", "out.tif"],
+        ["-o", "out.npy", "--overlap", "64"],
+        ["-o", str(folder / "o.geojson")],
+    ):
         assert main([*words, *wrong]) == 1
+
+
+def placed_on_the_earth(saved: Artifact, image: np.ndarray, count: int, folder: Path) -> None:
+    """Objects of a scene that says where it lies, 10 m a pixel in UTM zone 33, are polygons in WGS 84."""
+    tifffile = pytest.importorskip("tifffile")
+    keys = (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32633)
+    tags = [
+        (33550, "d", 3, (10.0, 10.0, 0.0), True),
+        (33922, "d", 6, (0.0, 0.0, 0.0, 500000.0, 5500000.0, 0.0), True),
+        (34735, "H", len(keys), keys, True),
+    ]
+    tifffile.imwrite(folder / "scene.tif", image, photometric="rgb", extratags=tags)
+    out = folder / "out.geojson"
+    assert main(["predict", str(saved.path), str(folder / "scene.tif"), "-o", str(out)]) == 0
+    features = json.loads(out.read_text())["features"]
+    assert len(features) == count and all(0 < f["properties"]["score"] <= 1 for f in features)
+    longitude, latitude = features[0]["geometry"]["coordinates"][0][0]
+    assert 15 <= longitude < 15.01 and 49.64 < latitude < 49.66
 
 
 # --- tiles

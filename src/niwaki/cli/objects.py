@@ -13,7 +13,7 @@ from niwaki.errors import SpecError
 if TYPE_CHECKING:
     from niwaki.artifact import Artifact
 
-ENDINGS = (".npy", ".png", ".json")
+ENDINGS = (".npy", ".png", ".json", ".geojson")
 
 
 def run(args: argparse.Namespace, artifact: Artifact) -> Answer:
@@ -29,7 +29,10 @@ def run(args: argparse.Namespace, artifact: Artifact) -> Answer:
     found = instances.tiled(
         instances.finder(predict, artifact.task), image, tile=side, context=context, slack=min(8, context)
     )
-    _write(Path(args.out), found)
+    if Path(args.out).suffix.lower() == ".geojson":
+        _geojson(args, found)
+    else:
+        _write(Path(args.out), found)
     value: dict[str, Any] = {"out": str(args.out), "objects": len(found.scores), "cut": found.cut}
     text = f"{args.out}: {len(found.scores)} objects"
     if found.cut:
@@ -38,6 +41,23 @@ def run(args: argparse.Namespace, artifact: Artifact) -> Answer:
         value["viewer"] = str(_viewer(args, found))
         text += f"\n{value['viewer']}"
     return Answer(value, text=text)
+
+
+def _geojson(args: argparse.Namespace, found: Any) -> None:
+    """Objects as polygons in WGS 84, where the scene says where it lies; a whole file or none."""
+    import numpy as np
+
+    from niwaki import files, instances
+    from niwaki.tile import geojson
+    from niwaki.tile.readers import open_source
+
+    scene = open_source(args.paths[0], memory=64 << 20)
+    try:
+        project = geojson.projection(scene.geo)
+    finally:
+        scene.close()
+    scores = [float(found.scores[int(k) - 1]) for k in np.unique(found.labels) if k]
+    files.write_json(Path(args.out), instances.to_geojson(found.labels, scores=scores, project=project))
 
 
 def _viewer(args: argparse.Namespace, found: Any) -> Path:

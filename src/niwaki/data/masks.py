@@ -18,6 +18,7 @@ from PIL import Image
 from niwaki import images, instances
 from niwaki.dense_metrics import IGNORE
 from niwaki.errors import DataError
+from niwaki.instances.polygons import inside
 
 MaskU8 = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.integer]
@@ -112,20 +113,6 @@ def painted(outlines: Outlines) -> Values:
         for polygon in segmentation:
             canvas[inside(polygon, (height, width))] = value
     return canvas
-
-
-def inside(polygon: Sequence[float], size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Pixels whose centres lie in a polygon `[x1, y1, x2, y2, ...]` by the even-odd rule, bool `[h, w]`."""
-    height, width = size_hw
-    points = np.asarray(polygon, np.float64).reshape(-1, 2)
-    centres = np.arange(height) + 0.5
-    crossed = np.zeros((height, width + 1), np.int64)
-    for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
-        rows = np.flatnonzero((y0 <= centres) != (y1 <= centres))
-        if len(rows):
-            at = x0 + (centres[rows] - y0) / (y1 - y0) * (x1 - x0)
-            np.add.at(crossed, (rows, np.clip(np.ceil(at - 0.5), 0, width).astype(np.int64)), 1)
-    return np.asarray(crossed.cumsum(1)[:, :-1] % 2 == 1)
 
 
 def unknown_values(name: str, found: Sequence[int], *, colours: bool) -> DataError:

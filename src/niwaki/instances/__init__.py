@@ -3,6 +3,7 @@
 crops.py     the inner form of a mask, made of dense masks and RLE
 overlaps.py  `resolve_overlaps`: one label map out of masks that overlap
 labels.py    areas, clean-up, RLE and COCO of a label map
+polygons.py  polygons as crops; outlines.py: label maps as GeoJSON
 pairs.py     which true and predicted objects share pixels, as a sparse table
 metrics.py   mean precision, PQ, AJI and COCO's AP from that table
 nms.py       which of many overlapping predictions stay
@@ -16,6 +17,7 @@ from niwaki.instances.crops import Crop, crops
 from niwaki.instances.labels import areas, cleaned, object_crops, rles, to_coco
 from niwaki.instances.metrics import THRESHOLDS, aji, average_precision, mean_precision, panoptic_quality
 from niwaki.instances.nms import matrix_nms, nms
+from niwaki.instances.outlines import to_geojson
 from niwaki.instances.overlaps import Policy, resolve_overlaps
 from niwaki.instances.pairs import Pairs, joined, pairs, pairs_of_masks
 from niwaki.instances.stars import Found
@@ -48,4 +50,5 @@ __all__ = [
     "rles",
     "tiled",
     "to_coco",
+    "to_geojson",
 ]

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from niwaki.errors import DataError
+from niwaki.instances import polygons
 
 Bools = npt.NDArray[np.bool_]
 Crop = tuple[int, int, npt.NDArray[Any]]
 Shape = tuple[int, int]
-Masks = npt.NDArray[Any] | Sequence[Crop] | Sequence[Mapping[str, Any]]
+Masks = npt.NDArray[Any] | Sequence[Crop] | Sequence[Mapping[str, Any]] | Sequence[Sequence[Sequence[float]]]
 
 
 def crops(masks: Masks, *, shape: Shape | None = None) -> tuple[list[Crop], Shape]:
@@ -29,7 +30,8 @@ def crops(masks: Masks, *, shape: Shape | None = None) -> tuple[list[Crop], Shap
     empty crop, so that numbers stay aligned with the input.
 
     Args:
-        masks: `[N, H, W]`; or a list of crops, which needs `shape`; or a list of RLE.
+        masks: `[N, H, W]`; or a list of crops, or of objects as COCO's lists of polygons, which need `shape`;
+            or a list of RLE.
     Raises:
         DataError: a form that is none of these, or sizes that do not agree. [masks-form, masks-shape]
     """
@@ -39,9 +41,14 @@ def crops(masks: Masks, *, shape: Shape | None = None) -> tuple[list[Crop], Shap
         return _from_rles(masks, shape)  # type: ignore[arg-type]
     if shape is None:
         raise DataError(
-            "masks: crops say nothing about the image's size, expected shape=(H, W).", code="masks-shape"
+            "masks: crops and polygons say nothing about the image's size, expected shape=(H, W).",
+            code="masks-shape",
         )
-    return [_within(_checked(item, k), shape) for k, item in enumerate(masks)], shape
+    given: Sequence[Any] = masks
+    return [
+        polygons.crop(item, shape, place=k) if polygons.is_polygons(item) else _within(_checked(item, k), shape)
+        for k, item in enumerate(given)
+    ], shape
 
 
 def _from_dense(masks: npt.NDArray[Any], shape: Shape | None) -> tuple[list[Crop], Shape]:

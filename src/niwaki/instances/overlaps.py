@@ -31,9 +31,10 @@ def resolve_overlaps(
     """Label map int32 `[H, W]`: 0 is background, k + 1 the object `masks[k]`; no pixel has two objects.
 
     Args:
-        masks: bool `[N, H, W]`; or a list of crops `(y, x, bool [h, w])`, with `shape`; or a list of COCO RLE.
+        masks: bool `[N, H, W]`; or a list of crops `(y, x, bool [h, w])`, or of lists of COCO polygons, with
+            `shape`; or a list of COCO RLE.
         scores: a number for each object; of equal ones the earlier object wins.
-        shape: (H, W) of the image, for crops.
+        shape: (H, W) of the image, for crops and polygons.
         policy: who gets a pixel that several claim. `score`: the best score. `smaller`: the object of fewer
             pixels, then the better score. `nearest`: the object whose centroid is nearest to the pixel, then
             the better score. `probability`: the object that is surest of this pixel; masks hold floats then,
