@@ -138,12 +138,23 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "dilated": lambda: nn.Conv2d(WIDTH, 4, 3, padding=2, dilation=2),
     "transposed": lambda: nn.ConvTranspose2d(WIDTH, 4, 3, 2, padding=1, output_padding=1),
     "pixel-shuffle": lambda: nn.PixelShuffle(2),
+    "resize-bicubic": _resize("bicubic", size=(20, 25), align_corners=False),
+    "resize-nearest-exact": _resize("nearest-exact", size=(20, 25)),
+    "pool-max-dilated": lambda: nn.MaxPool2d(3, 1, dilation=2),
+    "depthwise-strided": lambda: nn.Conv2d(WIDTH, 2 * WIDTH, 3, 2, padding=1, groups=WIDTH),
+    "instance-norm": lambda: nn.InstanceNorm2d(WIDTH, affine=True),
+    "normalise": lambda: Call(lambda x: functional.normalize(x, dim=1)),
+    "softmax-channels": lambda: nn.Softmax(1),
+    "elu": nn.ELU,
+    "mish": nn.Mish,
+    "roll": lambda: Call(lambda x: torch.roll(x, (2, 3), (2, 3))),
+    "einsum": lambda: Call(lambda x: torch.einsum("bchw,bdhw->bcd", x, x)),
     "mean-of-one-axis": lambda: Call(lambda x: x.mean(3)),
 }
 """Name of an operator -> what makes the middle of its network."""
 
 
-LACKS = {"litert": ("transposed",)}
+LACKS = {"litert": ("transposed",), "ncnn": ("resize-nearest-exact", "pool-max-dilated")}
 """What a runtime's converter has no form for; `test_operators` holds that it is refused by name."""
 
 
