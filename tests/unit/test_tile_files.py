@@ -15,8 +15,8 @@ from PIL import Image
 
 from niwaki import tile
 from niwaki.errors import DataError, NiwakiError
-from niwaki.tile import cog, geojson
 from niwaki.rasters.raster import Geo, Windows
+from niwaki.tile import cog, geojson
 from niwaki.tile.readers import open_source
 from niwaki.tile.scratch import Raw
 
