@@ -131,6 +131,8 @@ def summary(rows: dict[str, dict[str, Row]]) -> None:
         for tool in TOOLS:
             for part in both[0][tool]["seconds"]:
                 print(f"{tool:14s} {part:7s} median {median(r[tool]['seconds'][part] for r in both):6.2f} s")
+        ratios = [r["niwaki"]["seconds"]["all"] / r["torch-pruning"]["seconds"]["all"] for r in both]
+        print(f"niwaki over Torch-Pruning, analysis and surgery, median of the ratios {median(ratios):.2f}")
         share = sum(r["niwaki"]["seconds"]["all"] <= r["torch-pruning"]["seconds"]["all"] for r in both)
         print(f"niwaki's analysis and surgery take no longer on {share} of the {len(both)} models both can do")
 
