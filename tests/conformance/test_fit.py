@@ -264,6 +264,7 @@ def test_data_that_is_not_there_makes_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.timeout(900)
 def test_killed_runs_are_resumed_to_the_same_bits() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "kill.py"), "--kills", "5"],

@@ -14,7 +14,10 @@ from niwaki.data import archive
 from niwaki.errors import CODES, DataError
 
 ROOT = Path(__file__).parents[2]
-PREFIXES = ("data-", "image-", "file-stray", "file-repeated", "folder-", "row-", "zip-")
+PREFIXES = (
+    "data-", "image-", "file-stray", "file-repeated", "folder-", "row-", "zip-",
+    "bands-differ", "bands-file", "bands-missing", "bands-size",
+)  # fmt: skip
 
 
 def test_the_page_lists_exactly_the_codes_of_data() -> None:
@@ -27,7 +30,7 @@ def test_the_page_lists_exactly_the_codes_of_data() -> None:
 def test_every_code_of_data_is_used_in_the_source() -> None:
     folder = ROOT / "src" / "niwaki"
     source = "".join(p.read_text() for p in (folder / "data").glob("*.py"))
-    source += (folder / "images.py").read_text()
+    source += "".join((folder / name).read_text() for name in ("images.py", "bands.py"))
     unused = {c for c in CODES if c.startswith(PREFIXES) and f'"{c}"' not in source}
     assert not unused
 

@@ -182,7 +182,8 @@ def slimming(
         & Lin 2006, doi 10.1111/j.1467-9868.2005.00532.x.
     """
     _check(strength, delay, ramp, polarise, thin)
-    knobs, loss = loop.Knobs(**training), loss_of(task, teacher, t=t, alpha=alpha)
+    knobs = loop.Knobs(**training).for_images(len(train))
+    loss = loss_of(task, teacher, t=t, alpha=alpha)
     axes = analyse(model, example)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     scales = Scales(axes, [group for group in axes.groups if group.size >= thin], frozen=frozen)
