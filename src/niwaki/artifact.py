@@ -243,7 +243,8 @@ class Artifact:
             )
         mode = {}
         if runtime == "onnx" and wanted == "int8":
-            mode["exact"] = not processors.safe(held[wanted], timing.isa())
+            isa = timing.isa()
+            mode["exact"] = processors.kind(isa) == "pairs" and not processors.safe(held[wanted], isa)
             if line := processors.exact(self.path.name, held[wanted], timing.isa()):
                 warnings.warn(line, RuntimeWarning, stacklevel=2)
         session = made.open(self.path / held[wanted]["file"], threads=threads, **mode)

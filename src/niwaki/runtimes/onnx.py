@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from niwaki import timing
 from niwaki.errors import RuntimeFailed
+from niwaki.qdq import processors
 from niwaki.runtimes import wire
 from niwaki.runtimes.session import Session, of_answer, read, refused
 
@@ -39,13 +41,13 @@ ort.disable_telemetry_events()
 ort.set_default_logger_severity(4)  # errors arrive as exceptions; its log would only repeat them
 
 
-def open(path: str | Path, *, threads: int = 1, exact: bool = True) -> Session:
+def open(path: str | Path, *, threads: int = 1, exact: bool | None = None) -> Session:
     """A predictor that runs an exported file on the CPU; no torch needed.
 
     Args:
         threads: cores ONNX Runtime may use for one call.
-        exact: on an x86 CPU without VNNI, int8 products are added in kernels that never saturate, which are
-            slower. False is for files that cannot saturate (docs/instruction-sets.md).
+        exact: int8 products are added in kernels that never saturate, which take up to twice the time. None:
+            on an x86 CPU without VNNI alone, as others add exactly anyway (docs/instruction-sets.md).
     Raises:
         RuntimeFailed: it cannot be read, ONNX Runtime refuses it, or its inputs and outputs are
             not those that niwaki exports. [runtime-missing, runtime-refused, runtime-signature]
@@ -56,6 +58,7 @@ def open(path: str | Path, *, threads: int = 1, exact: bool = True) -> Session:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4
+    exact = processors.kind(timing.isa()) == "pairs" if exact is None else exact
     options.add_session_config_entry("session.x64quantprecision", "1" if exact else "0")
     # Threads that spin on after a call take the cores of whatever runs next: two files timed in turns with two
     # threads on two cores were up to 4 times slower than each alone.
