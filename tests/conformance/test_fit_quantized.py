@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from tests import colours
-from torch import nn
 
 from niwaki import job
 from niwaki.artifact import Artifact
@@ -27,20 +26,11 @@ epochs = 1
 """
 
 
-def micro(*, classes: int, channels: int) -> nn.Module:
-    """Two convolutions and a linear layer."""
-    return nn.Sequential(
-        nn.Conv2d(channels, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(),
-        nn.Conv2d(24, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes),
-    )  # fmt: skip
-
-
 def test_a_quantized_network_is_delivered_as_int8_alone(tmp_path: Path) -> None:
     images = colours.written(tmp_path / "colours.npz")
     (tmp_path / "plan.toml").write_text(PLAN)
     result = job.fit(
-        tmp_path / "colours.npz", model=micro, budget="macs=50%", plan=tmp_path / "plan.toml", epochs=3,
+        tmp_path / "colours.npz", model=colours.micro, budget="macs=50%", plan=tmp_path / "plan.toml", epochs=3,
         recover_epochs=2, max_drop=1.0, out=tmp_path / "run",
     )  # fmt: skip
     assert result["default"] == "int8" and result["budget"]["met"]

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from tests import colours
-from torch import nn
 
 from niwaki import job
 from niwaki.artifact import Artifact
@@ -29,22 +28,13 @@ do = "distill.logits"
 """
 
 
-def micro(*, classes: int, channels: int) -> nn.Module:
-    """Two convolutions; the second is named by the plan."""
-    return nn.Sequential(
-        nn.Conv2d(channels, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(),
-        nn.Conv2d(24, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes),
-    )  # fmt: skip
-
-
 def fit(out: Path, **more: Any) -> dict[str, Any]:
     """One run on 90 noisy 8x8 images of three classes that differ in colour."""
     source, plan = out.parent / "colours.npz", out.parent / "plan.toml"
     colours.written(source)
     plan.write_text(PLAN)
     return job.fit(
-        source, model=micro, budget="macs=50%", plan=plan, epochs=2, recover_epochs=1, max_drop=1.0,
+        source, model=colours.micro, budget="macs=50%", plan=plan, epochs=2, recover_epochs=1, max_drop=1.0,
         out=out, **more,
     )  # fmt: skip
 
@@ -65,6 +55,6 @@ def test_a_score_from_data_goes_through_the_whole_job_and_is_resumed_alike(tmp_p
     assert stored.read_bytes() == first
     assert whole["budget"]["met"] and 0.45 <= whole["budget"]["got"] <= 0.5
     assert Plan.load(out / "plan.toml").steps[0].knobs["score"] == "taylor"
-    small = Artifact.open(out / "model.niwaki").model(partial(micro, classes=3, channels=3))
+    small = Artifact.open(out / "model.niwaki").model(partial(colours.micro, classes=3, channels=3))
     assert small.get_submodule("3").out_channels >= 12  # the plan's own ratio, 0.25; the others go further
     assert small.get_submodule("0").out_channels < 16

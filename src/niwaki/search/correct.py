@@ -4,7 +4,7 @@ The first answers come from the knapsack, its aim corrected by measured over pre
 below the budget and one above, the next is taken on the way from one to the other, group by group: the two then
 differ in ever fewer groups, so that it ends even where the table is wrong. Where one step of one group leads
 from far below the budget to above it (a width at which a runtime takes another kernel), that group stays below,
-and what is left of the budget goes to the others.
+and what is left of the budget goes to the others; or else it stays above, and the others pay.
 """
 
 from __future__ import annotations
@@ -83,9 +83,17 @@ def _next(
         return _between(predict, levels, ends, wanted) or _around(predict, levels, losses, asked, ends, wanted)
     last = min(asked[1:] or asked, key=lambda one: abs(one.got - wanted))
     aim = last.predicted * wanted / last.got
+    return _unasked(predict, levels, losses, asked, aim, side=1 if below else -1)
+
+
+def _unasked(
+    predict: Predict, levels: Levels, losses: Losses, asked: Sequence[Asked], aim: float, *, side: int
+) -> Widths | None:
+    """The best widths within the aim that were not asked yet; it is moved up (`side` 1) or down (-1) a little
+    where they were; None where there are none."""
     known = [one.widths for one in asked]
     for nudge in range(NUDGES):
-        limit = aim * (1 + NUDGE * nudge * (1 if below else -1))
+        limit = aim * (1 + NUDGE * nudge * side)
         widths = knapsack.within(predict, levels, losses, limit, low=limit * (1 - 2 * NUDGE))
         if widths is None or widths not in known:
             return widths
@@ -117,7 +125,6 @@ def _around(
     network below; or else held above, the others narrower than in the network above."""
     below, above = ends
     held = {name for name, width in above.widths.items() if width > below.widths[name]}
-    known = [one.widths for one in asked]
     for end, side in ((below, 1), (above, -1)):
         at = end.widths
         free = {
@@ -125,12 +132,9 @@ def _around(
             for name, own in levels.items()
         }
         lost = {name: [losses[name][list(levels[name]).index(w)] for w in own] for name, own in free.items()}
-        aim = end.predicted * wanted / end.got
-        for nudge in range(NUDGES):
-            limit = aim * (1 + side * NUDGE * nudge)
-            widths = knapsack.within(predict, free, lost, limit, low=limit * (1 - 2 * NUDGE))
-            if widths is not None and widths not in known:
-                return widths
+        widths = _unasked(predict, free, lost, asked, end.predicted * wanted / end.got, side=side)
+        if widths is not None:
+            return widths
     return None
 
 

@@ -1,4 +1,4 @@
-"""From a scene's pixels to what a model takes: 8 bits of a stated range; and which pixels hold no data.
+"""From a scene's pixels to what a model takes: 8 bits of a stated range.
 
 Shape letters: H W pixels, C channels.
 """
@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from niwaki.bands import empty, stretched
+from niwaki.bands import stretched
 from niwaki.errors import SpecError
-
-__all__ = ["Pixels", "Scale", "empty", "pairs", "scaler"]
 
 Pixels = npt.NDArray[Any]
 Scale = tuple[float, float] | Sequence[tuple[float, float]] | str | None

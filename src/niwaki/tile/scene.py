@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from niwaki.bands import counted
+from niwaki.bands import counted, empty
 from niwaki.errors import DataError, RuntimeFailed, SpecError
 from niwaki.rasters.raster import Raster, Windows
 from niwaki.tile import pixels, windows, writers
@@ -278,7 +278,7 @@ class _Job:
                 image = reader.read(
                     self.rows.starts[row], self.columns.starts[column], self.rows.tile, self.columns.tile
                 )
-                void = pixels.empty(image, self.raster.nodata)
+                void = empty(image, self.raster.nodata)
                 if skip_empty and void is not None and void.all():
                     entries.append((row, column, None, None))
                 else:
