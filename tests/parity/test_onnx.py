@@ -246,6 +246,26 @@ def test_norms_that_cannot_be_folded_become_convolutions() -> None:
     np.testing.assert_allclose(run(), before, atol=1e-6)
 
 
+class NormThenConvolution(nn.Module):
+    """Pooling, a norm, a convolution, and nothing between: the norm's own output is quantized (BiSeNetV2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.norm(self.a(x).relu().mean((2, 3), keepdim=True))).flatten(1)
+
+
+def test_a_norm_whose_own_output_is_quantized(tmp_path: Path) -> None:
+    """Its gains must not take the name of its output's scale, or the file is none that ONNX Runtime runs."""
+    torch.manual_seed(0)
+    model, images = settled(NormThenConvolution(), RGB), parity.noise(RGB, 16)
+    path = ONNX.export(model, RGB, tmp_path / "int8.onnx", task=TASK, precision="int8", calib=images)
+    wanted = parity.reference(model, RGB, TASK, images)
+    assert np.abs(ONNX.open(path)(images) - wanted).max() < 0.05
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),

@@ -60,7 +60,7 @@ def norms(proto: Any) -> None:
         epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
         scale = gamma / np.sqrt(var + epsilon)
         shift = beta - mean * scale
-        names = [f"{node.output[0]}_scale", f"{node.output[0]}_shift"]
+        names = [f"{node.output[0]}_gain", f"{node.output[0]}_shift"]  # quantizers take the name `_scale`
         for name, array in zip(names, (scale[:, None, None, None], shift), strict=True):
             graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
         conv = helper.make_node(
