@@ -49,12 +49,12 @@ def fitted(given: argparse.Namespace) -> dict[str, Any]:
     plan = Plan(
         step(
             "train.fit", loss=given.loss, epochs=given.epochs, batch=given.batch, lr=given.lr, seed=given.seed,
-            flip=True, augment=given.augment, auxiliary=tuple(given.auxiliary),
+            flip=True, augment=given.augment, auxiliary=tuple(given.auxiliary), precision=given.precision,
         ),
         step("prune.channels", score=given.score, multiple=given.multiple),
         step(
             "distill.logits", epochs=given.recover, batch=given.batch, lr=given.lr, seed=given.seed,
-            flip=True, t=2.0,
+            flip=True, t=2.0, precision=given.precision,
         ),
     )  # fmt: skip
     return job.fit(
@@ -135,6 +135,7 @@ def _given() -> argparse.Namespace:
     arg("--batch", default=8, type=int)
     arg("--lr", default=8e-3, type=float, help="at a batch of 128; scaled by the root of the ratio")
     arg("--augment", default="weak")
+    arg("--precision", default="float32", help="of training: float32 or bfloat16")
     arg("--loss", default="cross-entropy")
     arg("--auxiliary", nargs="*", default=[], help="modules that get heads in training")
     arg("--score", default="l2")

@@ -102,6 +102,7 @@ def seed_row(given: argparse.Namespace, dataset: DataSet, seed: int) -> dict[str
     steps: Given = {
         "task": task, "spec": spec, "train": samples, "flip": dataset.flip, "seed": seed,
         "batch": given.batch, "lr": given.lr, "augment": "none" if given.digits else "weak",
+        "precision": given.precision,
     }  # fmt: skip
     fresh = fresh or vit(given, size, len(dataset.classes))
     base = training.fit(fresh, epochs=given.base_epochs, **steps)
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--patch", type=int, help="default 4")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, help="default 2e-3")
+    parser.add_argument("--precision", default="float32", help="of training: float32 or bfloat16")
     given = parser.parse_args()
     usual = (24, 12, 48, 3, 2, 5e-3) if given.digits else (20, 12, 96, 6, 4, 2e-3)
     for name, value in zip(("base_epochs", "epochs", "dim", "depth", "patch", "lr"), usual, strict=True):

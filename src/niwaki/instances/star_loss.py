@@ -54,20 +54,23 @@ def apart(student: Tensor, teacher: Tensor) -> Tensor:
 def distances(ids: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """Distances `[P, R]` in pixels from pixels on objects to the border; `stars.outline` of many at once."""
     _, height, width = ids.shape
-    flat = F.pad(ids, (1, 1, 1, 1)).reshape(-1)  # the border is of no object, so no ray passes it
-    wide = width + 2
-    start = (image * (height + 2) + row + 1) * wide + column + 1
+    most = max(height, width)
+    flat = F.pad(ids, (most,) * 4).reshape(-1)  # beyond the border is no object, so no ray passes it
+    high, wide = height + 2 * most, width + 2 * most
+    start = (image * high + row + most) * wide + column + most
     own = flat[start]
-    out = torch.full((len(start), RAYS), 0.5, device=ids.device)
+    if len(flat) < 2**31:
+        start = start.int()  # half the memory to walk through
+    steps = torch.zeros((RAYS, len(start)), dtype=torch.int32, device=ids.device)
     for k in range(RAYS):
-        at, where, step = start, torch.arange(len(start), device=ids.device), 0
-        while len(where):
-            step += 1
+        alive = torch.ones(len(start), dtype=torch.bool, device=ids.device)
+        for step in range(1, most + 1):
             offset = round(step * float(DY[k])) * wide + round(step * float(DX[k]))
-            alive = torch.nonzero(flat[at + offset] == own[where])[:, 0]
-            at, where = at[alive], where[alive]
-            out[where, k] = step + 0.5
-    return out
+            alive &= flat.index_select(0, start + offset) == own
+            steps[k] += alive
+            if step % 4 == 0 and not alive.any():
+                break
+    return steps.T + 0.5
 
 
 def probabilities(true: Tensor, image: Tensor, ids: Tensor) -> Tensor:

@@ -110,8 +110,8 @@ def _need(
     sums = 4 * classes * rows.tile * wide + (rows.tile * wide if void else 0)
     # two batches wait while one is predicted; each is scaled to 8 bits, and masked where there is no data
     images = batch * tile * (3 * pixel + 2 * raster.shape[2] + (2 if void else 0))
-    # what the model gives, and the copy that a session makes
-    given = 2 * 4 * batch * classes * tile
+    # what the model gives, the copy that a session makes, and the batch before, which is being added
+    given = 3 * 4 * batch * classes * tile
     flushed = (4 + 2 + 2 + 1) * max(FLUSHED, wide) + 4 * classes * max(FLUSHED, wide)
     weights = 4 * (rows.weights.size + columns.weights.size)
     return sums + images + given + flushed + weights + cache + raster.held + _SMALL, cache

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -247,8 +247,9 @@ class _Job:
             walk = _Strip(self, strip, out, output)
             done += walk.first * len(strip.windows)
             at_start = done
-            for entries, images in _ahead(self._batches(strip, walk.first, skip_empty)):
-                walk.add(entries, self._predicted(predictor, images, sum(e[2] is not None for e in entries)))
+            batches = _ahead(self._batches(strip, walk.first, skip_empty))
+            asked = ((entries, self._predicted(predictor, entries, images)) for entries, images in batches)
+            for entries in _behind(asked, walk.add):
                 done += len(entries)
                 if show is not None:
                     seconds = time.perf_counter() - self.began
@@ -290,9 +291,11 @@ class _Job:
         if entries:
             yield entries, np.stack(images) if images else None
 
-    def _predicted(self, predictor: Predictor, images: Any, count: int) -> Any:
+    def _predicted(self, predictor: Predictor, entries: list[Any], images: Any) -> Any:
+        """What the model gives for the images of a batch, in the caller's own thread."""
         if images is None:
             return None
+        count = sum(entry[2] is not None for entry in entries)
         began = time.perf_counter()
         given = predictor(images)
         self.model_s += time.perf_counter() - began
@@ -402,6 +405,20 @@ def checked(given: Any, count: int, size: tuple[int, int], classes: int | None) 
             code="tile-output",
         )
     return given
+
+
+def _behind(asked: Iterator[tuple[Any, Any]], use: Callable[[Any, Any], None]) -> Iterator[Any]:
+    """The first of each pair, once a thread has used it: one after the other, while the next is asked for."""
+    with ThreadPoolExecutor(1) as pool:
+        before: tuple[Any, Future[None]] | None = None
+        for first, second in asked:
+            if before is not None:
+                before[1].result()
+                yield before[0]
+            before = first, pool.submit(use, first, second)
+        if before is not None:
+            before[1].result()
+            yield before[0]
 
 
 def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
