@@ -37,7 +37,7 @@ from niwaki import Instances, Spec, data, evaluate, images, instances, nets, run
 from niwaki.instances.tally import interval, scored
 
 SIDE, CONTEXT, LEARNED = 256, 64, 128
-THRESHOLDS, OVERLAPS = (0.3, 0.4, 0.5, 0.6), (0.4,)
+THRESHOLDS, OVERLAPS = (0.3, 0.4, 0.5, 0.6, 0.7), (0.2, 0.4)
 Maps = npt.NDArray[np.integer[Any]]
 
 
@@ -54,7 +54,8 @@ def main() -> None:
         given.epochs, given.out = 1, given.out + "-small"
         read = dataclasses.replace(read, train=read.train.take(8), val=read.val.take(4), test=read.test.take(6))
     root = Path(given.out)
-    folder = root / f"epochs-{given.epochs}-lr-{given.lr:g}-seed-{given.seed}"
+    wide = "" if given.model == "niwaki:star_unet" else f"-{given.model.partition(':')[2]}-{given.precision}"
+    folder = root / f"epochs-{given.epochs}-lr-{given.lr:g}-seed-{given.seed}{wide}"
     folder.mkdir(parents=True, exist_ok=True)
     test = [_pair(read.test, row) for row in range(len(read.test))]
     kinds = _kinds(read.test)
@@ -167,7 +168,7 @@ def otsu(grey: npt.NDArray[np.floating[Any]]) -> float:
 def _trained(read: data.DataSet, given: argparse.Namespace, folder: Path) -> torch.nn.Module:
     """The network, trained on windows of the train split; its weights are kept."""
     torch.manual_seed(given.seed)
-    model = nets.build("niwaki:star_unet", classes=1)
+    model = nets.build(given.model, classes=1)
     weights = folder / "weights.safetensors"
     if weights.exists():
         model.load_state_dict(load_file(weights))
@@ -176,7 +177,7 @@ def _trained(read: data.DataSet, given: argparse.Namespace, folder: Path) -> tor
     print(f"{len(read.train)} images, {len(windows)} windows, {given.epochs} epochs")
     model = train.fit(
         model, task=read.task, spec=Spec(size_hw=(LEARNED, LEARNED)), train=windows, epochs=given.epochs,
-        batch=8, lr=given.lr, flip=True, augment="weak", seed=given.seed,
+        batch=8, lr=given.lr, flip=True, augment="weak", seed=given.seed, precision=given.precision,
         checkpoint=folder / "train.checkpoint", show=_clock(given),
     )  # fmt: skip
     save_file(model.state_dict(), weights)
@@ -330,6 +331,8 @@ def outlined(image: npt.NDArray[np.uint8], labels: Maps) -> npt.NDArray[np.uint8
 def _given() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arg = parser.add_argument
+    arg("--model", default="niwaki:star_unet")
+    arg("--precision", default="float32", help="of training: float32 or bfloat16")
     arg("--epochs", default=16, type=int)
     arg("--lr", default=1e-2, type=float, help="at a batch of 128; scaled by the root of the ratio")
     arg("--seed", default=0, type=int)

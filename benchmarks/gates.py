@@ -109,7 +109,7 @@ def seed_row(given: argparse.Namespace, dataset: DataSet, seed: int) -> dict[str
     full = surgery.analyse(base, example).cost({}).macs or 1
     row = {"base": 100 * accuracy(base, dataset, spec, task)}
     methods: dict[str, Callable[[], nn.Module]] = (slimmed if given.slimming else transformer)(
-        base, steps, example, given.epochs, given.budget
+        base, {**steps, "lr": given.tune_lr or given.lr}, example, given.epochs, given.budget
     )
     for name, method in methods.items():
         began = time.perf_counter()
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--patch", type=int, help="default 4")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, help="default 2e-3")
+    parser.add_argument("--tune-lr", type=float, help="of every method; default: as the base network's")
     parser.add_argument("--precision", default="float32", help="of training: float32 or bfloat16")
     given = parser.parse_args()
     usual = (24, 12, 48, 3, 2, 5e-3) if given.digits else (20, 12, 96, 6, 4, 2e-3)

@@ -16,7 +16,7 @@ from niwaki.errors import ModelError
 WEIGHTS = Path(os.environ.get("NIWAKI_DATA", "nowhere")) / "weights"
 
 
-@pytest.mark.parametrize("name", sorted({*nets.BUILDERS} - {*nets.SEGMENTATION, "star_unet"}))
+@pytest.mark.parametrize("name", sorted({*nets.BUILDERS} - {*nets.SEGMENTATION, *nets.STARS}))
 def test_own_nets_give_logits_for_any_channels_and_size(name: str) -> None:
     model = nets.build(f"niwaki:{name}", classes=7, channels=1).eval()
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)

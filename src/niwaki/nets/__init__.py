@@ -27,7 +27,7 @@ from niwaki.nets.mask_rcnn import MaskRCNN
 from niwaki.nets.point_rend import POINTS, PointRend, point_rend
 from niwaki.nets.sfnet import sfnet
 from niwaki.nets.small import small
-from niwaki.nets.star_unet import star_unet
+from niwaki.nets.star_unet import star_unet, star_unet_wide
 from niwaki.nets.weights import load_weights
 
 __all__ = [
@@ -56,7 +56,10 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "resnet56": resnet56,
     "small": small,
     "star_unet": star_unet,
+    "star_unet_wide": star_unet_wide,
 }
+STARS = ("star_unet", "star_unet_wide")
+"""Those of `BUILDERS` that answer with star-convex objects."""
 
 LIBRARIES: dict[str, Callable[..., nn.Module]] = {"smp": libraries.smp, "torchvision": libraries.torchvision}
 """Segmentation networks of others, by the word before the colon."""

@@ -66,3 +66,8 @@ def contrasted(x: Tensor) -> Tensor:
 def star_unet(*, classes: int = 1, channels: int = 3) -> nn.Module:
     """The network of the instances task: 0.40 GMACs at 256 x 256."""
     return StarUNet(classes=classes, channels=channels)
+
+
+def star_unet_wide(*, classes: int = 1, channels: int = 3) -> nn.Module:
+    """Twice as wide, for images of several kinds: 1.54 GMACs at 256 x 256."""
+    return StarUNet(classes=classes, channels=channels, widths=(32, 64, 128, 160))
