@@ -61,7 +61,7 @@ def write(
         whole = onnx.version_converter.convert_version(whole, four_bits.OPSET)
     written = _written(whole, graph, nodes, activations, weights)
     _tidy(written, {node.name for node in nodes}, activations)
-    _guard(written)
+    guard(written)
     _parted(written)
     four_bits.widened(written)
     graphs.drop_unused(written.graph)
@@ -199,7 +199,7 @@ def _tidy(proto: Any, integer: Collection[str], activations: Mapping[str, Grid])
             graphs.rewire([node for node in readers if node.name not in integer], back.output[0], value)
 
 
-def _guard(proto: Any) -> None:
+def guard(proto: Any) -> None:
     """Keeps float layers between whole numbers float, in place.
 
     ONNX Runtime rounds the float weights of a Conv or Gemm whose input and output are whole numbers, one scale

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from niwaki.qdq import four_bits
+from niwaki.qdq import four_bits, insert
 from niwaki.runtimes import onnx_rewrite
 from niwaki.spec import Spec
 
@@ -82,6 +82,7 @@ def quantize(proto: Any, spec: Spec) -> Any:
     writer.moved()
     writer.biases()
     onnx_rewrite.drop_unused(graph)
+    insert.guard(proto)  # layers that were left float stay so
     _short_names(graph)
     if any(tensor.data_type == TensorProto.INT4 for tensor in graph.initializer):
         proto = onnx.version_converter.convert_version(proto, four_bits.OPSET)
@@ -139,7 +140,7 @@ class _Writer:
         """Convolutions that only pick and pad channels: weights of 0 and 1, and their input's grid."""
         for node in self.graph.node:
             source = self.makers.get(node.input[0]) if node.op_type == "Conv" else None
-            if source is None or source.op_type != "DequantizeLinear" or node.input[1] not in self.constants:
+            if source is None or source.op_type != "DequantizeLinear" or not self._picks(node):
                 self.nodes.append(node)
                 continue
             kernel = self._array(node.input[1])
@@ -251,6 +252,13 @@ class _Writer:
             out.append(_node("QuantizeLinear", [f"{name}_moved", *source.input[1:3]], f"{name}_moved_whole"))
             out.append(_node("DequantizeLinear", [f"{name}_moved_whole", *source.input[1:3]], name))
         return out
+
+    def _picks(self, conv: Any) -> bool:
+        """Whether each output of a convolution is one of its inputs, or zero: whole numbers of the same grid."""
+        if len(conv.input) > 2 or conv.input[1] not in self.constants:
+            return False
+        rows = self._array(conv.input[1]).reshape(self.constants[conv.input[1]].dims[0], -1)
+        return bool(np.isin(rows, (0, 1)).all() and (rows.sum(1) <= 1).all())
 
     def _reader(self, operator: str, value: str) -> Any:
         return next(n for n in self.graph.node if n.op_type == operator and n.input[0] == value)
