@@ -312,7 +312,7 @@ class _Strip:
         tile = (job.rows.tile, job.columns.tile)
         self.band = Band(job.classes, tile, strip.x0, strip.x1, mask=job.raster.nodata is not None)
         finals = [job.rows.final(row) for row in range(len(job.rows.starts))]
-        self.written = next((y for y in reversed(finals) if out.done(strip.x0, y)), 0)
+        self.written = next((y for y in reversed(finals) if out.done(strip.x0, strip.x1, y)), 0)
         job.resumed += self.written * (strip.x1 - strip.x0)
         # the first row of tiles that still weighs on a row that is not written
         self.row = self.first = (
@@ -365,7 +365,7 @@ class _Strip:
             self.out.write(y, self.strip.x0, block)
         self.written = max(self.written, final)
         if time.perf_counter() - self._synced > _SYNC_S or final == self.job.raster.shape[0]:
-            self.out.mark(self.strip.x0, final)
+            self.out.mark(self.strip.x0, self.strip.x1, final)
             self._synced = time.perf_counter()
 
 

@@ -37,11 +37,11 @@ class Sink(Protocol):
     def write(self, y: int, x: int, block: Pixels) -> None:
         """Puts `[n, w]` or `[K, n, w]` at row y, column x."""
 
-    def done(self, x: int, y: int) -> bool:
-        """Whether the strip from column x on was on disk down to row y when this began."""
+    def done(self, x0: int, x1: int, y: int) -> bool:
+        """Whether the strip of columns x0 to x1 was on disk down to row y when this began."""
 
-    def mark(self, x: int, y: int) -> None:
-        """The strip from column x on is whole down to row y."""
+    def mark(self, x0: int, x1: int, y: int) -> None:
+        """The strip of columns x0 to x1 is whole down to row y."""
 
     def finish(self, memory: int) -> None:
         """All is there; makes what was asked for, within so many bytes of memory."""
@@ -113,10 +113,10 @@ class _Array:
     def write(self, y: int, x: int, block: Pixels) -> None:
         self.array[..., y : y + block.shape[-2], x : x + block.shape[-1]] = block
 
-    def done(self, x: int, y: int) -> bool:
+    def done(self, x0: int, x1: int, y: int) -> bool:
         return False
 
-    def mark(self, x: int, y: int) -> None:
+    def mark(self, x0: int, x1: int, y: int) -> None:
         return
 
     def finish(self, memory: int) -> None:
@@ -133,11 +133,12 @@ class _File:
         with self.scratch.guarded():
             self.scratch.raw.write(y, x, block)
 
-    def done(self, x: int, y: int) -> bool:
-        return f"{x}:{y}" in self.scratch.journal
+    # both ends of the strip: another memory cuts other strips, which may begin at the same column
+    def done(self, x0: int, x1: int, y: int) -> bool:
+        return f"{x0}-{x1}:{y}" in self.scratch.journal
 
-    def mark(self, x: int, y: int) -> None:
-        self.scratch.mark(f"{x}:{y}")
+    def mark(self, x0: int, x1: int, y: int) -> None:
+        self.scratch.mark(f"{x0}-{x1}:{y}")
 
     def finish(self, memory: int) -> None:
         out = self.scratch.out

@@ -1,0 +1,55 @@
+"""What a run that was broken off left behind: gone on with only where its pixels are those of this run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from niwaki import tile
+
+SIDE = 600
+
+
+def odds(images: Any) -> Any:
+    """Two classes: how bright a pixel is, and how dark."""
+    bright = images.astype(np.float32).mean(3)[:, None] / 255
+    return np.concatenate([bright, 1 - bright], 1)
+
+
+class Breaks:
+    """`odds`, broken off after so many tiles."""
+
+    classes = 2
+
+    def __init__(self, tiles: int) -> None:
+        self.left = tiles
+
+    def __call__(self, images: Any) -> Any:
+        self.left -= len(images)
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return odds(images)
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: Any) -> Any:
+    monkeypatch.setattr("niwaki.tile.scene._SYNC_S", 0.0)
+    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+    np.save(tmp_path / "s.npy", pixels)
+    return pixels
+
+
+@pytest.mark.parametrize(("first", "second"), [(2.2, 40), (40, 2.2)])
+def test_a_run_goes_on_with_another_memory(scene: Any, tmp_path: Path, first: float, second: float) -> None:
+    """Other strips than those of the run before: what it left of them is not taken for whole rows of these."""
+    out = tmp_path / "o.npy"
+    knobs: dict[str, Any] = {"tile": 64, "overlap": 16, "batch": 1, "resume": "m"}
+    with pytest.raises(KeyboardInterrupt):
+        tile.predict(Breaks(90), tmp_path / "s.npy", out, memory_mb=first, **knobs)
+    stats = tile.predict(odds, tmp_path / "s.npy", out, memory_mb=second, **knobs)
+    assert stats.strips == (1 if second == 40 else 2)
+    assert (np.load(out) == odds(scene[None])[0].argmax(0)).all()
