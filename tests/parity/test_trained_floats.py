@@ -54,7 +54,7 @@ def test_a_skipped_convolution_keeps_its_float_weights(kernel: Tensor | None, tm
     wanted = float_model.get_parameter("middle.weight").detach().numpy()
     assert any(a.shape == wanted.shape and np.array_equal(a, wanted) for a in stored)
     kinds, session = opened(path)
-    assert kinds["Conv"] + kinds["FusedConv"] == 1 and kinds["QLinearConv"] >= 2  # that one float, the others not
+    assert kinds["Conv"] + kinds["FusedConv"] == 1 and kinds["QLinearConv"] >= 2
     given = evaluate.predictor(model, WIDE, TASK)(images(WIDE))
     got = session(images(WIDE))
     assert (got.argmax(1) == given.argmax(1)).mean() >= 0.99

@@ -254,7 +254,7 @@ class _Writer:
         return out
 
     def _picks(self, conv: Any) -> bool:
-        """Whether each output of a convolution is one of its inputs, or zero: whole numbers of the same grid."""
+        """Whether each output of a convolution is one of its inputs, or zero: numbers of the same grid."""
         if len(conv.input) > 2 or conv.input[1] not in self.constants:
             return False
         rows = self._array(conv.input[1]).reshape(self.constants[conv.input[1]].dims[0], -1)
