@@ -133,7 +133,7 @@ def predict(
             f"{' or '.join(OUTPUTS)}, and numbers above 0.",
             code="tile-knob",
         )
-    writers.check(sink, output=output)
+    writers.check(sink, output=output, source=source)
     raster = chosen(open_source(source, memory=int(memory_mb * MB / 2), level=level), bands)
     with contextlib.closing(_Job(raster)) as job:
         if nodata is not None:

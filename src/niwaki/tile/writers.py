@@ -7,6 +7,7 @@ and moved. Shape letters: H W pixels, K classes.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,10 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from niwaki.bands import Stack
 from niwaki.errors import DataError
 from niwaki.images import printable
 from niwaki.rasters.raster import Geo, Raster
 from niwaki.tile import cog, geojson, png
+from niwaki.tile.readers import Source
 from niwaki.tile.scratch import Raw, Scratch, raw_bytes
 
 Pixels = npt.NDArray[Any]
@@ -29,6 +32,9 @@ _SUFFIXES = {
     "classes": (".tif", ".tiff", ".npy", ".zarr", ".png", ".geojson"),
     "probabilities": (".tif", ".tiff", ".npy", ".zarr"),
 }
+
+
+_AXES = ["y", "x"]
 
 
 class Sink(Protocol):
@@ -47,11 +53,12 @@ class Sink(Protocol):
         """All is there; makes what was asked for, within so many bytes of memory."""
 
 
-def check(sink: str | Path | Pixels, *, output: str) -> None:
+def check(sink: str | Path | Pixels, *, output: str, source: Source) -> None:
     """Nothing, when such output can be written there.
 
     Raises:
-        DataError: the file's ending or folder is none that is written to. [tile-sink]
+        DataError: the file's ending or folder is none that is written to, or it would take the place of the
+            scene, or of a folder that is no prediction. [tile-sink, tile-overwrite]
     """
     if isinstance(sink, np.ndarray):
         return
@@ -65,6 +72,61 @@ def check(sink: str | Path | Pixels, *, output: str) -> None:
         fault = "it is a folder"
     if fault:
         raise DataError(f"{printable(str(path))}: cannot be written: {fault}.", code="tile-sink")
+    apart(path, source)
+    _replaceable(path)
+
+
+def apart(sink: str | Path, source: Source) -> None:
+    """Nothing, when what is written there leaves the scene as it is.
+
+    Raises:
+        DataError: it is a file of the scene, or a folder in or around one. [tile-overwrite]
+    """
+    out = Path(sink).resolve()
+    for file in _files(source):
+        held = file.resolve()
+        if (
+            out == held
+            or out in held.parents
+            or held in out.parents
+            or (out.exists() and held.exists() and out.samefile(held))
+        ):
+            raise DataError(
+                f"{printable(str(sink))}: is the scene that is read, or a folder in or around it: "
+                f"{printable(str(file))} would be lost. Write to another name.",
+                code="tile-overwrite",
+            )
+
+
+def _files(source: Source) -> list[Path]:
+    """The files behind a scene."""
+    if isinstance(source, np.ndarray):
+        named = source.filename if isinstance(source, np.memmap) else None
+        return [Path(str(named))] if named else []
+    if isinstance(source, Stack):
+        return [file for file in source.files if isinstance(file, Path)]
+    return [Path(source)]
+
+
+def _replaceable(path: Path) -> None:
+    """Nothing, where no folder is there, or an empty one, or a Zarr array as `_zarr` writes them.
+
+    Raises:
+        DataError: it holds something else. [tile-overwrite]
+    """
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    try:
+        held = json.loads((path / "zarr.json").read_bytes())
+        if held["node_type"] == "array" and held["dimension_names"][-2:] == _AXES:
+            return
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise DataError(
+        f"{printable(str(path))}: is a folder that is no prediction of niwaki, and is not replaced. Take it "
+        "away, or write to another name.",
+        code="tile-overwrite",
+    )
 
 
 @contextlib.contextmanager
@@ -80,12 +142,17 @@ def opened(
     """The sink to write to. When the run breaks off, a scratch that has an identity stays to go on with.
 
     Raises:
-        DataError: an array of another shape. [tile-sink]
+        DataError: an array of another shape, or of a type that does not hold what is written. [tile-sink]
         RunError: no room, or another process writes there. [tile-disk, tile-busy]
     """
     if isinstance(sink, np.ndarray):
-        if sink.shape != shape:
-            raise DataError(f"sink: got an array {list(sink.shape)}, expected {list(shape)}.", code="tile-sink")
+        # floats may be of another size; numbers of classes must all have a place
+        holds = sink.dtype.kind == "f" if dtype.kind == "f" else np.can_cast(dtype, sink.dtype, "safe")
+        if sink.shape != shape or not holds:
+            raise DataError(
+                f"sink: got an array {sink.dtype} {list(sink.shape)}, expected {dtype} {list(shape)}.",
+                code="tile-sink",
+            )
         yield _Array(sink)
         return
     path = Path(sink)
@@ -143,8 +210,9 @@ class _File:
     def finish(self, memory: int) -> None:
         out = self.scratch.out
         made = self.scratch.folder / f"made{out.suffix}"
-        if made.is_dir():  # left by a run that was killed
-            shutil.rmtree(made)
+        for left in (made, made.with_name("before")):  # by a run that was killed
+            if left.is_dir():
+                shutil.rmtree(left)
         with self.scratch.guarded():
             self.make(self.scratch.raw, made, memory)
             _moved(made, out)
@@ -158,7 +226,8 @@ def _moved(made: Path, out: Path) -> None:
         os.fsync(handle)
         os.close(handle)
     elif out.is_dir():
-        shutil.rmtree(out)
+        _replaceable(out)  # hours have passed since it was asked for
+        out.replace(made.with_name("before"))  # goes with the scratch
     made.replace(out)
 
 
@@ -194,7 +263,7 @@ def _zarr(raw: Raw, path: Path, nodata: float | None, *, chunk: int = 512) -> No
     zarr = require("zarr", extra="tiles")
     height, width = raw.shape[-2:]
     planes = raw.shape[:-2]
-    names = [*(["class"] if planes else []), "y", "x"]
+    names = [*(["class"] if planes else []), *_AXES]
     fill: Any = {} if nodata is None else {"fill_value": nodata if raw.dtype.kind == "f" else int(nodata)}
     array = zarr.create_array(
         path,
