@@ -14,7 +14,7 @@ from tests.unit import shapes
 
 from niwaki import Segment, Spec, data, instances
 from niwaki.data import augment_masks
-from niwaki.data.class_names import from_file, of_values
+from niwaki.data.class_names import coded, from_file, of_values
 from niwaki.data.masks import Outlines, inside, painted, resized
 from niwaki.errors import DataError
 
@@ -147,6 +147,70 @@ def test_coco_polygons_runs_and_crowds(tmp_path: Path) -> None:
     )
     (tmp_path / "annotations.json").write_text('{"images": 3}')
     assert code(tmp_path) == "mask-outlines"
+
+
+def coco_files(root: Path, **kinds: dict[int, str]) -> Path:
+    """A file of annotations for each split, whose images have an object of each of its categories."""
+    for part, (split, categories) in enumerate(kinds.items()):
+        pictures, notes = [], []
+        for k in range(4):
+            name = f"{split}{k}.png"
+            grey = np.random.default_rng(10 * part + k).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+            write(root / "images" / name, grey)
+            pictures.append({"id": k, "file_name": name, "height": 20, "width": 30})
+            for number, kind in categories.items():
+                x = 4 * (ord(kind[0]) - ord("a"))  # where it lies tells which it is
+                box = [x, 2, x + 3, 2, x + 3, 9, x, 9]
+                notes.append(
+                    {"id": len(notes), "image_id": k, "category_id": number, "segmentation": [box], "area": 21}
+                )
+        whole = {
+            "images": pictures,
+            "annotations": notes,
+            "categories": [{"id": number, "name": kind} for number, kind in categories.items()],
+        }
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(whole))
+    return root
+
+
+def test_categories_of_several_coco_files_are_one_by_name(tmp_path: Path) -> None:
+    """The files list other categories, one under another id: each class is the same in train, val and test."""
+    root = coco_files(
+        tmp_path, train={1: "a", 2: "b", 5: "c"}, val={2: "b", 3: "c"}, test={2: "b", 7: "a", 9: "background"}
+    )
+    read = data.read(root)
+    assert read.classes == ("background", "a", "b", "c")
+    for samples in (read.train, read.val, read.test):
+        for mask in samples.targets(range(4), Spec(size_hw=(20, 30))):
+            for x in (0, 4, 8):
+                assert mask[5, x + 1] in (0, 1 + x // 4)
+    assert (read.val.counts > 0).all(0).tolist() == [True, False, True, True]
+    assert read.val.targets([0], Spec(size_hw=(20, 30)))[0][5, 5] == 2
+
+
+def test_one_id_for_two_names_is_refused(tmp_path: Path) -> None:
+    root = coco_files(tmp_path, train={1: "a", 2: "b"}, val={1: "b"})
+    with pytest.raises(DataError, match="category 1 is 'b', and 'a' in"):
+        data.read(root)
+    assert code(root) == "mask-outlines"
+
+
+def test_more_values_than_classes(tmp_path: Path) -> None:
+    for k in range(6):
+        image, _ = shapes.scene(k)
+        write(tmp_path / "images" / f"{k}.png", image)
+        ids = np.arange(image.shape[0] * image.shape[1], dtype=np.uint16).reshape(image.shape[:2]) % 300
+        write(tmp_path / "masks" / f"{k}.png", ids.astype(np.uint16))
+    with pytest.raises(DataError, match="hold 299 values"):  # 255 is no class
+        data.read(tmp_path)
+    assert code(tmp_path) == "mask-many"
+    (tmp_path / "classes.txt").write_text("0 none\n1 one\n" + "".join(f"{k} void\n" for k in range(2, 300)))
+    assert data.read(tmp_path).classes == ("none", "one")
+    assert len(of_values(range(256)).classes) == 255
+    with pytest.raises(DataError) as found:
+        coded([str(k) for k in range(256)], "here")
+    assert found.value.code == "mask-many"
 
 
 def test_a_polygon_has_the_pixels_whose_centres_lie_in_it() -> None:

@@ -47,17 +47,39 @@ CAMVID = Coding(
 """CamVid's eleven classes as SegNet numbered them; 11 is unlabelled."""
 
 
-def coded(names: Sequence[str]) -> Coding:
-    """Values 0..K-1 for classes in order, as outlines are painted."""
+def coded(names: Sequence[str], where: str) -> Coding:
+    """Values 0..K-1 for classes in order, as outlines are painted.
+
+    Raises:
+        DataError: there are more than 255. [mask-many]
+    """
+    if len(names) > IGNORE:
+        raise DataError(
+            f"{where}: there are {len(names)} categories, at most {IGNORE} classes are told apart (255 is "
+            "none). Join categories or take some out; where objects are meant, read them as such: instances=True.",
+            code="mask-many",
+        )
     places = {place: place for place in range(len(names))}
     return Coding(classes=tuple(names), places={**places, CROWD: IGNORE})
 
 
-def of_values(found: Iterable[int]) -> Coding:
-    """Classes named by the values that the masks hold; 255 is no class, but for masks of 0 and 255 only."""
+def of_values(found: Iterable[int], where: str = "masks") -> Coding:
+    """Classes named by the values that the masks hold; 255 is no class, but for masks of 0 and 255 only.
+
+    Raises:
+        DataError: there are more than 255. [mask-many]
+    """
     held = sorted(found)
     if held != [0, IGNORE]:
         held = [value for value in held if value != IGNORE]
+    if len(held) > IGNORE:
+        raise DataError(
+            f"{where}: the masks hold {len(held)} values ({held[0]} to {held[-1]}), at most {IGNORE} classes "
+            "are told apart. Where a value is an object, name the folder instances/ instead of masks/ (in Python "
+            "instances=True); where it is a class, list those to learn in classes.txt, a line `id name` each, "
+            "and `id void` for the rest; where values come from JPEG, save masks as PNG.",
+            code="mask-many",
+        )
     places = {value: place for place, value in enumerate(held)}
     return Coding(classes=tuple(map(str, held)), places={IGNORE: IGNORE, **places})
 

@@ -170,11 +170,14 @@ def _coco_files(tree: Tree) -> list[tuple[Parts, Source]]:
 def _coco(tree: Tree, where: str) -> Pairs:
     found = Pairs()
     sources = {parts: source for parts, source in tree.files.items() if parts[0] == "images"}
-    for parts, source in _coco_files(tree):
+    files = _coco_files(tree)
+    read = coco.outlines(
+        [(images.load(plain(file), name=name_of(at)), f"{where}: {name_of(at)}") for at, file in files]
+    )
+    found.classes = read.classes
+    for (parts, _), listed in zip(files, read.outlines, strict=True):
         split = next((SPLIT_NAMES[word] for word in re.split(r"[_.]", parts[-1]) if word in SPLIT_NAMES), None)
-        read = coco.outlines(images.load(plain(source), name=name_of(parts)), f"{where}: {name_of(parts)}")
-        found.classes = read.classes
-        for file, outlines in read.outlines.items():
+        for file, outlines in listed.items():
             at = next((p for p in _places(file) if p in sources), None)
             if at is None:
                 message = f"{where}: {name_of(parts)} lists {file}, which is not in images/."

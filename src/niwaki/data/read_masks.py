@@ -38,8 +38,8 @@ def assemble(
     """From pairs of images and masks to what is learned from; every one is decoded once.
 
     Raises:
-        DataError: nothing is usable, a class has no pixel to learn from, or a split is empty.
-            [data-empty, data-few-classes, data-class-empty, data-few-images, data-changed]
+        DataError: nothing is usable, a class has no pixel to learn from, there are too many, or a split is
+            empty. [data-empty, data-few-classes, data-class-empty, mask-many, data-few-images, data-changed]
     """
     coding = _known_coding(found, where)
     colours = coding is not None and coding.colours
@@ -48,7 +48,7 @@ def assemble(
     seen = [one for one in looked if isinstance(one, Seen)]
     problems = [*found.problems, *(one for one in looked if isinstance(one, Problem))]
     if coding is None:
-        coding = of_values({value for one in seen for value in one.found})
+        coding = of_values({value for one in seen for value in one.found}, where)
     seen, wrong = _coded(seen, coding)
     problems += wrong
     _check_any(seen, coding, where, problems)
@@ -78,7 +78,7 @@ def assemble(
 def _known_coding(found: Pairs, where: str) -> Coding | None:
     """How masks are coded, where it is told; None where it must be seen in the masks."""
     if isinstance(found.classes, tuple):
-        return coded(found.classes)
+        return coded(found.classes, where)
     if found.classes is not None:
         return from_file(found.classes, where)
     return CAMVID if found.camvid else None
