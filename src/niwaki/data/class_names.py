@@ -56,7 +56,7 @@ def coded(names: Sequence[str], where: str) -> Coding:
     if len(names) > IGNORE:
         raise DataError(
             f"{where}: there are {len(names)} categories, at most {IGNORE} classes are told apart (255 is "
-            "none). Join categories or take some out; where objects are meant, read them as such: instances=True.",
+            "none). Join categories or take some out; where objects are meant, read them so: instances=True.",
             code="mask-many",
         )
     places = {place: place for place in range(len(names))}
@@ -75,8 +75,8 @@ def of_values(found: Iterable[int], where: str = "masks") -> Coding:
     if len(held) > IGNORE:
         raise DataError(
             f"{where}: the masks hold {len(held)} values ({held[0]} to {held[-1]}), at most {IGNORE} classes "
-            "are told apart. Where a value is an object, name the folder instances/ instead of masks/ (in Python "
-            "instances=True); where it is a class, list those to learn in classes.txt, a line `id name` each, "
+            "are told apart. Where a value is an object, name the folder instances/ instead of masks/ (in "
+            "Python instances=True); where it is a class, list those to learn in classes.txt, a line `id name` each, "
             "and `id void` for the rest; where values come from JPEG, save masks as PNG.",
             code="mask-many",
         )

@@ -63,8 +63,8 @@ def _name(named: dict[int, tuple[str, str]], number: int, name: str, where: str)
     held, place = named.setdefault(number, (name, where))
     if held != name:
         raise DataError(
-            f"{where}: category {number} is {name!r}, and {held!r} in {place}. Give each name one id of its own "
-            "in all files.",
+            f"{where}: category {number} is {name!r}, and {held!r} in {place}. Give each name one id of its "
+            "own in all files.",
             code="mask-outlines",
         )
 
