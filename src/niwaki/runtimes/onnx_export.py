@@ -25,13 +25,15 @@ from niwaki import files
 from niwaki.errors import ModelError
 from niwaki.qdq import by_nncf
 from niwaki.qdq.recipe import Recipe
-from niwaki.runtimes import deployed, onnx_int8, onnx_trained, parity, request
+from niwaki.runtimes import deployed, onnx_int8, onnx_names, onnx_trained, parity, request
 from niwaki.runtimes.onnx import INPUT, OUTPUT, PRECISIONS
 from niwaki.spec import Spec
 from niwaki.surgery.trace import quiet
 from niwaki.tasks import Task
 
 OPSET = 20
+WRAPPED = "model."
+"""What `deployed.Deployed` puts before the names of the model's weights."""
 _FAKE_QUANTIZE = values.Op(
     values.Opset(onnx_trained.DOMAIN, 1), onnx_trained.OPERATOR, op_schema=onnx_trained.schema()
 )
@@ -67,15 +69,15 @@ def export(
     path = Path(path)
     nncf = recipe is not None and recipe.by == "nncf" and not trained
     proto = _trace(model, spec, task, as_convolution=precision == "int8" and not nncf)
-    _strip(proto)
+    onnx_names.strip(proto, prefix=WRAPPED)
     if trained:
         proto = onnx_trained.quantize(proto, spec)
     elif nncf and calib is not None:
         proto = by_nncf.quantize(proto, calib)
-        _strip(proto)
+        onnx_names.strip(proto)
     elif calib is not None and precision == "int8":
         proto = onnx_int8.quantize(proto, calib, spec, recipe)
-        _strip(proto)
+        onnx_names.strip(proto)
     files.write_bytes(path, proto.SerializeToString(deterministic=True))
     if prove:
         images = calib if calib is not None else parity.noise(spec, parity.IMAGES)
@@ -93,14 +95,14 @@ def maker(model: nn.Module, spec: Spec, *, task: Task, calib: npt.NDArray[np.uin
     """
     request.check("int8", calib, spec, precisions=PRECISIONS, runtime="onnx")
     proto = _trace(model, spec, task, as_convolution=True)
-    _strip(proto)
+    onnx_names.strip(proto, prefix=WRAPPED)
     return onnx_int8.Maker(onnx_int8.prepare(proto, spec), calib)
 
 
 def save_int8(maker: onnx_int8.Maker, recipe: Recipe, path: Path) -> Path:
     """The path of the int8 file of a recipe: the one that `export` writes."""
     proto = maker.make(recipe)
-    _strip(proto)
+    onnx_names.strip(proto)
     files.write_bytes(path, proto.SerializeToString(deterministic=True))
     return path
 
@@ -185,32 +187,3 @@ def _tensor(array: npt.NDArray[Any]) -> Any:
     from onnx import numpy_helper
 
     return numpy_helper.from_array(np.ascontiguousarray(array))
-
-
-def _strip(proto: Any) -> None:
-    """Takes away what tells of the machine that exported, and names values by their order, in
-    place."""
-    names = {INPUT: INPUT, OUTPUT: OUTPUT}
-    graph = proto.graph
-    for tensor in graph.initializer:
-        names[tensor.name] = tensor.name = tensor.name.removeprefix("model.")
-        tensor.doc_string = ""
-        del tensor.metadata_props[:]
-    for count, node in enumerate(graph.node):
-        node.name, node.doc_string = f"{node.op_type}_{count}", ""
-        del node.metadata_props[:]
-        node.input[:] = [names.get(name, name) for name in node.input]
-        for place, name in enumerate(node.output):
-            names.setdefault(name, f"{node.op_type}_{count}_{place}" if name else "")
-        node.output[:] = [names[name] for name in node.output]
-    for value in (*graph.input, *graph.output):
-        value.doc_string = ""
-        del value.metadata_props[:]
-    del graph.value_info[:], graph.metadata_props[:], proto.metadata_props[:]
-    graph.name, graph.doc_string, proto.doc_string = "niwaki", "", ""
-    proto.producer_name, proto.producer_version, proto.domain, proto.model_version = (
-        "niwaki",
-        "",
-        "",
-        0,
-    )

@@ -1,0 +1,80 @@
+"""Names in an ONNX graph: what tells of the machine that exported goes, and no two tensors get one name.
+
+int8 makes names from names: the scale of `x` is `x_scale`, its whole numbers `x_quantized`, in ONNX Runtime's
+writer and in niwaki's. A model's own `x_scale` beside its `x` would be taken for it, without a word. So this is
+the one place where a float graph gets its names, and none of them is another one, `_` and something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from niwaki.runtimes.onnx import INPUT, OUTPUT
+
+STEMS = (INPUT, OUTPUT, "pixels", "normalise", "switches")
+"""Names that the graph has or gets beside those of nodes, values and weights."""
+OWN = "own."
+"""Put before a name that is not free."""
+
+
+def strip(proto: Any, *, prefix: str = "") -> None:
+    """Takes away what tells of the machine that exported, and names nodes and values by their order, in place.
+
+    Args:
+        prefix: of the names of the model's own weights, which goes; given for a graph as it was traced, whose
+            weights then get names that are free and that are none of another and `_` and a word.
+    """
+    graph = proto.graph
+    names = {INPUT: INPUT, OUTPUT: OUTPUT}
+    for tensor, name in _named(graph, prefix):
+        names[tensor.name] = tensor.name = name
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+    for count, node in enumerate(graph.node):
+        node.name, node.doc_string = f"{node.op_type}_{count}", ""
+        del node.metadata_props[:]
+        node.input[:] = [names.get(name, name) for name in node.input]
+        for place, name in enumerate(node.output):
+            names.setdefault(name, f"{node.op_type}_{count}_{place}" if name else "")
+        node.output[:] = [names[name] for name in node.output]
+    for value in (*graph.input, *graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    del graph.value_info[:], graph.metadata_props[:], proto.metadata_props[:]
+    graph.name, graph.doc_string, proto.doc_string = "niwaki", "", ""
+    proto.producer_name, proto.producer_version = "niwaki", ""
+    proto.domain, proto.model_version = "", 0
+
+
+def _named(graph: Any, prefix: str) -> list[tuple[Any, str]]:
+    """The weights of a graph, each with its new name; the wrapper's own come first and keep theirs."""
+    tensors = sorted(graph.initializer, key=lambda tensor: tensor.name.startswith(prefix))
+    wanted = [tensor.name.removeprefix(prefix) for tensor in tensors]
+    taken = {*STEMS, *_made(graph)}
+    stems = {*taken, *wanted} if prefix else set[str]()
+    out = []
+    for tensor, name in zip(tensors, wanted, strict=True):
+        new = free(name, taken, stems)
+        taken.add(new)
+        out.append((tensor, new))
+    return out
+
+
+def free(wanted: str, taken: Collection[str], stems: Collection[str]) -> str:
+    """`wanted`, with `own.` before it as often as it takes to be not in `taken`, nor a stem, `_` and more."""
+    while wanted in taken or any(start in stems for start in _starts(wanted)):
+        wanted = OWN + wanted
+    return wanted
+
+
+def _made(graph: Any) -> Iterable[str]:
+    """The names that `strip` gives to nodes and values."""
+    for count, node in enumerate(graph.node):
+        yield f"{node.op_type}_{count}"
+        yield from (f"{node.op_type}_{count}_{place}" for place in range(len(node.output)))
+
+
+def _starts(name: str) -> Iterable[str]:
+    """What stands before each `_` of a name."""
+    return (name[:at] for at, letter in enumerate(name) if letter == "_")
