@@ -50,6 +50,7 @@ MAX_PIXELS = 89_478_485
 MAX_BYTES = 512 * 2**20
 """Bytes an image file may have."""
 
+_LARGE, _BAND = 1 << 20, 256
 _REFUSED_FORMATS = {"EPS"}  # Pillow hands EPS to Ghostscript: no program is run for a file's sake
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"\0\0\1\0")
 _TURNS = {
@@ -64,13 +65,14 @@ _TURNS = {
 _ORIENTATION = 0x0112
 
 
-def decode(source: Source, *, channels: int, name: str | None = None) -> ImageU8:
+def decode(source: Source, *, channels: int, name: str | None = None, most: int = 0) -> ImageU8:
     """An image's pixels: uint8 `[h, w, channels]`, by the rules at the head of this module.
 
     Args:
         source: a path, or a file's bytes.
         channels: 3 (RGB) or 1 (grey).
         name: what messages call it; the path when not told.
+        most: pixels that it may have; `MAX_PIXELS` unless more.
     Raises:
         DataError: it is no image that can be used.
             [image-missing, image-unreadable, image-empty, image-corrupt, image-oversized,
@@ -78,19 +80,28 @@ def decode(source: Source, *, channels: int, name: str | None = None) -> ImageU8
     """
     if channels not in (1, 3):
         raise SpecError(f"decode: channels must be 1 or 3, got {channels}.", code="spec-channels")
-    return _guarded(source, name, lambda content, name: to_channels(_pixels(content, name), channels))
+    return _guarded(source, name, lambda content, name: to_channels(_pixels(content, name, most), channels))
 
 
-def stored(source: Source, *, name: str | None = None, colours: bool = False) -> npt.NDArray[np.integer]:
+def stored(
+    source: Source, *, name: str | None = None, colours: bool = False, most: int = 0
+) -> npt.NDArray[np.integer]:
     """What an image file's pixels hold, unchanged: grey levels (8 or 16 bits) or palette places `[h, w]`, or
     colours uint8 `[h, w, 3]`. For files whose numbers mean something, such as masks.
 
     Args:
         colours: colours of a palette instead of places in it.
+        most: pixels that it may have; `MAX_PIXELS` unless more.
     Raises:
         DataError: as `decode`.
     """
-    return _guarded(source, name, lambda content, name: _stored(content, name, colours))
+    return _guarded(source, name, lambda content, name: _stored(content, name, colours, most))
+
+
+def head(source: Path) -> tuple[int, int, str]:
+    """Width, height and Pillow's mode of an image file of any size, from its head alone; what Pillow raises."""
+    with _quiet(), _lifted(1 << 62), Image.open(source) as image:
+        return *image.size, image.mode
 
 
 def _guarded(source: Source, name: str | None, take: Callable[[bytes, str], Pixels]) -> Pixels:
@@ -183,39 +194,53 @@ def _read_file(path: Path, name: str) -> bytes:
         ) from error
 
 
-def _pixels(content: bytes, name: str) -> ImageU8:
+def _pixels(content: bytes, name: str, most: int) -> ImageU8:
     """Decoded pixels uint8 `[h, w, 1|2|3|4]`, upright."""
-    with _opened(content, name) as image:
+    with _opened(content, name, most) as image:
         return _eight_bit(_upright(image), name)
 
 
-def _stored(content: bytes, name: str, colours: bool) -> npt.NDArray[np.integer]:
+def _stored(content: bytes, name: str, colours: bool, most: int) -> npt.NDArray[np.integer]:
     """The pixels' own values: `[h, w]`, or uint8 `[h, w, 3]`."""
-    with _opened(content, name) as image:
+    with _opened(content, name, most) as image:
         turned = _upright(image)
         if turned.mode in ("1", "L") or turned.mode.startswith("I") or (turned.mode == "P" and not colours):
-            return np.array(turned.convert("L") if turned.mode == "1" else turned)
-        return np.array(turned.convert("RGB"))
+            return _array(turned.convert("L") if turned.mode == "1" else turned)
+        return _array(turned.convert("RGB"))
+
+
+def _array(image: Image.Image) -> npt.NDArray[np.integer]:
+    """An image's pixels. Those of a large one are taken in bands: Pillow would hold them three times over."""
+    width, height = image.size
+    if width * height < _LARGE:
+        return np.array(image)
+    first = np.asarray(image.crop((0, 0, width, 1)))
+    out = np.empty((height, *first.shape[1:]), first.dtype)
+    for top in range(0, height, _BAND):
+        end = min(height, top + _BAND)
+        out[top:end] = np.asarray(image.crop((0, top, width, end)))
+    return out
 
 
 @contextmanager
-def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
+def _opened(content: bytes, name: str, most: int) -> Iterator[Image.Image]:
     """An image whose size was checked before and after a pixel was decoded."""
-    with Image.open(io.BytesIO(content)) as image:
+    with _lifted(most), Image.open(io.BytesIO(content)) as image:
         if image.format in _REFUSED_FORMATS:
             raise _unsupported(name, f"format {image.format} would start another program")
-        _check_size(image.size, name)
+        _check_size(image.size, name, most)
         image.load()
-        _check_size(image.size, name)  # an icon's size is known only now
+        _check_size(image.size, name, most)  # an icon's size is known only now
         yield image
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
+def _check_size(size: tuple[int, int], name: str, most: int) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise DataError(f"{name}: the image has no pixels ({width} x {height}).", code="image-empty")
-    if width * height > MAX_PIXELS:
-        raise _oversized(name, f"{width} x {height} pixels, at most {MAX_PIXELS} are decoded")
+    most = max(most, MAX_PIXELS)
+    if width * height > most:
+        raise _oversized(name, f"{width} x {height} pixels, at most {most} are decoded")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -231,7 +256,7 @@ def _eight_bit(image: Image.Image, name: str) -> ImageU8:
     """Any mode as uint8 `[h, w, C]`: C is 1 grey, 2 grey+alpha, 3 RGB, 4 RGBA."""
     mode = image.mode
     if mode.startswith("I"):
-        return _sixteen_bit(np.asarray(image), name, mode)
+        return _sixteen_bit(_array(image), name, mode)
     if mode in ("F", "LAB"):
         raise _unsupported(name, f"mode {mode} has no agreed scale to 8 bits; save it as 8 or 16 bits")
     if mode in ("LA", "La"):
@@ -240,7 +265,7 @@ def _eight_bit(image: Image.Image, name: str) -> ImageU8:
         target = "RGBA"
     else:
         target = "L" if mode in ("1", "L") else "RGB"
-    pixels = np.array(image.convert(target))
+    pixels = np.asarray(_array(image if mode == target else image.convert(target)), np.uint8)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
@@ -281,6 +306,21 @@ def _short(error: BaseException) -> str:
 _quiet_lock = threading.Lock()
 _quiet_depth = 0
 _quiet_saved: warnings.catch_warnings[None] | None = None
+_lift_lock = threading.RLock()
+
+
+@contextmanager
+def _lifted(most: int) -> Iterator[None]:
+    """Pillow's own limit of pixels out of the way, where more than it are asked for; one thread at a time."""
+    if most <= MAX_PIXELS:
+        yield
+        return
+    with _lift_lock:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from PIL import Image
 
 from niwaki import tile
 from niwaki.errors import DataError, NiwakiError
+from niwaki.images import decode
 from niwaki.rasters.raster import Geo, Windows
 from niwaki.tile import cog, geojson
 from niwaki.tile.readers import open_source
@@ -172,11 +173,43 @@ def test_windows_beyond_the_scene_are_mirrored() -> None:
 def test_pictures_that_do_not_fit_are_refused_with_the_command(tmp_path: Path) -> None:
     Image.fromarray(draw(600, 700, 3, dtype=np.uint8)).save(tmp_path / "a.png")
     out = np.zeros((600, 700), np.uint8)
-    with pytest.raises(DataError, match=r"takes 3 MB .* gdal_translate -of COG a.png a.tif") as caught:
+    with pytest.raises(DataError, match=r"takes 5 MB .* gdal_translate -of COG a.png a.tif") as caught:
         tile.predict(odds, tmp_path / "a.png", out, tile=32, memory_mb=4)
     assert caught.value.code == "tile-whole"
     tile.predict(odds, tmp_path / "a.png", out, tile=32, memory_mb=12)
     assert out.any()
+
+
+def test_large_pictures_are_read_where_they_fit(tmp_path: Path, monkeypatch: Any) -> None:
+    """Beyond images.MAX_PIXELS the budget alone decides, and Pillow's own limit stays as it was."""
+    pixels = draw(1200, 1000, 3, dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    monkeypatch.setattr("niwaki.images.MAX_PIXELS", 100_000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    assert (whole(tmp_path / "a.png") == pixels).all()
+    assert Image.MAX_IMAGE_PIXELS == 100_000
+    with pytest.raises(DataError, match="12 MB") as caught:
+        open_source(tmp_path / "a.png", memory=10 << 20)
+    assert caught.value.code == "tile-whole"
+    with pytest.raises(DataError, match="at most 100000"):  # elsewhere the limit holds
+        decode(tmp_path / "a.png", channels=3)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".npy"])
+def test_sixteen_bits_of_a_picture_are_scaled_by_the_spec(tmp_path: Path, suffix: str) -> None:
+    """The same numbers reach the model from PNG and from .npy."""
+    pixels = np.full((32, 32), 4000, np.uint16)
+    path = tmp_path / f"a{suffix}"
+    np.save(path, pixels) if suffix == ".npy" else Image.fromarray(pixels).save(path)
+    seen: dict[Any, set[int]] = {}
+    for scale in ((0, 4000), "bits"):
+
+        def looks(images: Any, scale: Any = scale) -> Any:
+            seen[scale] = set(np.unique(images[-1]).tolist())
+            return odds(images)
+
+        tile.predict(looks, path, np.zeros((32, 32), np.uint8), tile=32, overlap=0, scale=scale)
+    assert seen == {(0, 4000): {255}, "bits": {16}}
 
 
 def damaged(kind: str, path: Path) -> None:

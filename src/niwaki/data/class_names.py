@@ -76,8 +76,8 @@ def of_values(found: Iterable[int], where: str = "masks") -> Coding:
         raise DataError(
             f"{where}: the masks hold {len(held)} values ({held[0]} to {held[-1]}), at most {IGNORE} classes "
             "are told apart. Where a value is an object, name the folder instances/ instead of masks/ (in "
-            "Python instances=True); where it is a class, list those to learn in classes.txt, a line `id name` each, "
-            "and `id void` for the rest; where values come from JPEG, save masks as PNG.",
+            "Python instances=True); where it is a class, list those to learn in classes.txt, a line `id name` "
+            "each, and `id void` for the rest; where values come from JPEG, save masks as PNG.",
             code="mask-many",
         )
     places = {value: place for place, value in enumerate(held)}

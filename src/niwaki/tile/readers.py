@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from niwaki.bands import Stack
 from niwaki.errors import DataError
-from niwaki.images import decode, printable
+from niwaki.images import decode, head, printable, stored
 from niwaki.lazy import require
 from niwaki.rasters.raster import Pixels, Raster
 from niwaki.rasters.tiff import open_tiff
@@ -28,6 +27,8 @@ Source = str | Path | np.ndarray[Any, Any] | Stack
 
 _TIFFS = frozenset([".tif", ".tiff", ".gtiff", ".svs", ".ndpi", ".scn", ".btf", ".tf8", ".ome"])
 _KINDS = "GeoTIFF or any TIFF, slides, .zarr, .npy, JPEG, PNG, or an array"
+_TAKEN = {"1": 3, "L": 2, "I;16": 4, "I;16B": 4, "I": 8, "RGB": 7, "": 22}
+"""Bytes for a pixel while a picture is decoded, by Pillow's mode: what Pillow holds and what is made of it."""
 _MB = 1 << 20
 _WHOLE = 256 << 20
 
@@ -259,25 +260,23 @@ def of_picture(path: Path, *, memory: int) -> Raster:
     """A JPEG, PNG or another picture that Pillow reads, decoded whole."""
     name = printable(path.name)
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            channels = 1 if image.mode in ("1", "L", "I;16", "I") else 3
-    except Image.DecompressionBombError as error:
-        raise _whole(name, "more than 500", memory) from error
+        width, height, mode = head(path)
     except Exception as error:
         raise DataError(
             f"{name}: is no scene that is read, expected {_KINDS}. Convert it: {_command(name)}.",
             code="tile-format",
         ) from error
-    # decoded pixels and one copy, as Pillow hands them out
-    need = 2 * width * height * channels
+    need = width * height * _TAKEN.get(mode, _TAKEN[""]) + path.stat().st_size
     if need > memory:
         raise _whole(name, str(-(-need // _MB)), memory)
-    pixels = decode(path, channels=channels)
-    held = of_array(pixels, name=name)
-    return Raster(
-        name=name, shape=held.shape, dtype=held.dtype, load=held.load, identity=held.identity, held=need
-    )
+    most = width * height
+    if mode.startswith("I"):  # numbers of more than 8 bits are the model's Spec's to scale, as those of a TIFF
+        pixels = stored(path, most=most)
+        if pixels.dtype.itemsize > 2 and pixels.min() >= 0 and pixels.max() < 2**16:
+            pixels = pixels.astype(np.uint16)
+    else:
+        pixels = decode(path, channels=1 if mode in ("1", "L") else 3, most=most)
+    return replace(of_array(pixels, name=name), held=pixels.nbytes)
 
 
 def _whole(name: str, need: str, memory: int) -> DataError:
