@@ -97,6 +97,7 @@ def test_turns_and_models_are_joined(artifact: Path, scene: Path, tmp_path: Path
         (["-o", "m.npy", "--tile", "32"], "tile-knob"),
         (["-o", "m.npy", "--top", "2"], "tile-knob"),
         (["-o", "m.png", "--viewer", "v"], "tile-knob"),
+        (["-o", "m.PNG", "--viewer", "v"], "tile-knob"),
         (["-o", "m.npy", "--turns", "flop"], "tile-members"),
         (["-o", "m.npy", "--weights", "1,2"], "tile-members"),
         (["-o", "m.geojson"], "tile-geo"),

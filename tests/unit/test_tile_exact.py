@@ -135,6 +135,25 @@ def test_exact_tiles_give_the_whole_image(exported: Path) -> None:
     assert np.abs(blended - whole).max() > 1e-3  # what exact tiles are for
 
 
+@pytest.mark.parametrize("size", [(60, 230), (96, 50), (30, 31)])
+def test_exact_tiles_of_a_scene_smaller_than_a_tile(exported: Path, size: tuple[int, int]) -> None:
+    """A model of a fixed size would see the scene mirrored, so it is refused; of any size, tiles are smaller."""
+    field = tile.receptive_field(exported)
+    scene = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    got = np.zeros((3, *size), np.float32)
+    with pytest.raises(ModelError, match="mirrored") as caught:
+        tile.predict(nw.runtimes.load("onnx").open(exported), scene, got, output="probabilities", exact=field)
+    assert caught.value.code == "tile-exact"
+
+    def open_sized(images: Any) -> Any:
+        with torch.no_grad():
+            return plain()(torch.from_numpy(SPEC.normalise(images))).softmax(1).numpy()
+
+    tile.predict(open_sized, scene, got, output="probabilities", exact=field, tile=SIZE)
+    padded = np.pad(scene, [(0, -side % field.period) for side in size] + [(0, 0)], mode="reflect")
+    assert np.abs(got - open_sized(padded[None])[0, :, : size[0], : size[1]]).max() < 1e-5
+
+
 def test_a_reach_that_is_too_small_is_caught(exported: Path) -> None:
     predict = nw.runtimes.load("onnx").open(exported)
     with pytest.raises(ParityError) as caught:

@@ -150,7 +150,7 @@ def _check(args: argparse.Namespace, artifacts: list[Any]) -> None:
         fault = "the models do not take the same bands in the same range"
     elif args.top or args.jsonl:
         fault = "--top and --jsonl are for labels of images"
-    elif args.viewer and (args.probabilities or Path(args.out).suffix in (".geojson", ".png")):
+    elif args.viewer and (args.probabilities or Path(args.out).suffix.lower() in (".geojson", ".png")):
         fault = "--viewer shows classes in .tif, .zarr or .npy"
     if fault:
         raise SpecError(f"niwaki predict: {fault}.", code="tile-knob")

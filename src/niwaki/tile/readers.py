@@ -238,8 +238,25 @@ def of_zarr(path: Path, *, level: int = 0) -> Raster:
         load=load,
         block=chunk,
         extra=3 * pixels,  # stored bytes, decoded chunk and its copy
-        identity=[str(path.resolve()), list(array.shape), path.stat().st_mtime_ns],
+        identity=[
+            str(path.resolve()),
+            list(array.shape),
+            *_state(path / array.path if path.is_dir() else path),
+        ],
     )
+
+
+def _state(path: Path) -> list[int]:
+    """Numbers that change where a file, or any file below a folder, is written: the folder's own time says
+    nothing of its chunks. One look at each, and each will be read in any case."""
+    files, total, newest, mixed = 0, 0, 0, 0
+    for folder, _, names in os.walk(path) if path.is_dir() else [(str(path.parent), [], [path.name])]:
+        for name in names:
+            state = Path(folder, name).stat()
+            files, total, newest = files + 1, total + state.st_size, max(newest, state.st_mtime_ns)
+            # an order of files is not promised, so what tells each apart is added up
+            mixed += zlib.crc32(f"{folder}/{name} {state.st_size} {state.st_mtime_ns}".encode(errors="replace"))
+    return [files, total, newest, mixed]
 
 
 def _axes(shape: tuple[int, ...], name: str) -> tuple[int, int, int | None]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from niwaki.errors import ModelError
+
 
 @dataclass(frozen=True)
 class Field:
@@ -26,3 +28,32 @@ class Field:
     def overlap(self, least: int = 0) -> int:
         """Pixels that neighbouring tiles must share to be cut where both are right."""
         return max(least, 2 * self.halo)
+
+
+def within(
+    name: str,
+    scene: tuple[int, int],
+    size: tuple[int, int],
+    *,
+    own: tuple[int | None, ...],
+    period: int,
+) -> tuple[int, int]:
+    """Height and width of tiles that reach beyond a scene no farther than to a multiple of the network's
+    stride: what is mirrored beyond that, the whole image would not have.
+
+    Args:
+        name, scene: the scene's, and its height and width.
+        size: tiles that are asked for.
+        own: the size that the model takes and no other, None where it takes any.
+    Raises:
+        ModelError: the model takes larger tiles only. [tile-exact]
+    """
+    whole = [-(-side // period) * period for side in scene]
+    if any(side < tile for side, tile, fixed in zip(whole, size, own, strict=True) if fixed is not None):
+        raise ModelError(
+            f"exact: {name}: has {scene[0]} x {scene[1]} pixels, the model takes tiles of {size[0]} x {size[1]}"
+            ". What it gives for a scene mirrored up to them is not what it gives for the scene. Export it for "
+            f"at most {whole[0]} x {whole[1]} pixels, or leave out --exact.",
+            code="tile-exact",
+        )
+    return min(size[0], whole[0]), min(size[1], whole[1])

@@ -25,7 +25,7 @@ from niwaki.tile import pixels, windows, writers
 from niwaki.tile.budget import MB, Layout, Strip, layout
 from niwaki.tile.memory import peak_mb, resident_mb
 from niwaki.tile.readers import Source, chosen, open_source
-from niwaki.tile.receptive import Field
+from niwaki.tile.receptive import Field, within
 from niwaki.tile.stitch import Band, best
 
 Predictor = Callable[[Any], Any]
@@ -123,6 +123,7 @@ def predict(
             [image-missing, bands-count, bands-size, tile-*]
         BudgetError: the memory is too little; the message says what is needed. [tile-memory]
         RunError: the disk is too small, or another process writes there. [tile-disk, tile-busy]
+        ModelError: exact tiles of a scene that is smaller than a tile of the model's. [tile-exact]
         RuntimeFailed: the predictor gives something else than it should. [tile-output]
     Source: partition of unity as in windows.py; sums are taken out once final, so argmax equals that of a full
     canvas.
@@ -202,11 +203,17 @@ class _Job:
         multiple = 1
         if exact is not None:
             self.overlap, blend, multiple = exact.overlap(self.overlap), "crop", exact.period
+            high, wide = within(
+                self.raster.name, self.raster.shape[:2], (high, wide), own=held, period=multiple
+            )
         self.blend = blend
         height, width, channels = self.raster.shape
         check_bands(predictor, self.raster)
-        self.rows = windows.axis(height, tile=high, overlap=self.overlap, blend=blend, multiple=multiple)
-        self.columns = windows.axis(width, tile=wide, overlap=self.overlap, blend=blend, multiple=multiple)
+        shared = [
+            0 if exact and tile >= side else self.overlap for tile, side in ((high, height), (wide, width))
+        ]
+        self.rows = windows.axis(height, tile=high, overlap=shared[0], blend=blend, multiple=multiple)
+        self.columns = windows.axis(width, tile=wide, overlap=shared[1], blend=blend, multiple=multiple)
         self.scaled = pixels.scaler(self.raster.dtype, scale)
         self.classes = getattr(predictor, "classes", None) or self._ask(predictor, (high, wide, channels))
         self.layout = layout(
