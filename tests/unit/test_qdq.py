@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 from tests import onnx_nets as nets
 
 from niwaki.errors import ModelError, PlanError
@@ -288,6 +289,46 @@ def test_patches_are_what_a_convolution_reads() -> None:
     order = np.random.default_rng(0).permutation(nets.SIZE**2)
     wanted = values["b"].transpose(1, 0, 2, 3).reshape(12, 2, -1)[:, :, order].reshape(12, -1)
     np.testing.assert_allclose(out, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rank", "group"), [(1, 1), (1, 3), (3, 2)])
+def test_patches_of_sequences_and_volumes(rank: int, group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "POSITIONS", 10**6)
+    draw = np.random.default_rng(0)
+    kernel = draw.normal(size=(6, 6 // group, *(3, 2, 1)[:rank])).astype(np.float32)
+    x = draw.normal(size=(2, 6, *(9, 8, 5)[:rank])).astype(np.float32)
+    knobs = {"strides": [2, 1, 1][:rank], "dilations": [1, 2, 1][:rank]}
+    knobs["pads"] = [*[1, 0, 2][:rank], *[0, 1, 1][:rank]]
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], "c", group=group, **knobs)
+    value = onnx.helper.make_tensor_value_info
+    held = [onnx.numpy_helper.from_array(kernel, "w")]
+    ends = [[value(name, onnx.TensorProto.FLOAT, [None] * (2 + rank))] for name in "xy"]
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", *ends, held), opset_imports=[onnx.helper.make_opsetid("", 20)]
+    )
+    proto.ir_version = 10
+    rows = rounding._patches(graphs.read(proto), node, x, np.random.default_rng(0))
+    out = np.einsum("gpk,gok->gop", rows, kernel.reshape(group, 6 // group, -1)).reshape(6, -1)
+    wanted = ReferenceEvaluator(proto).run(None, {"x": x})[0]
+    order = np.random.default_rng(0).permutation(int(np.prod(wanted.shape[2:])))
+    wanted = wanted.transpose(1, 0, *range(2, 2 + rank)).reshape(6, 2, -1)[:, :, order].reshape(6, -1)
+    np.testing.assert_allclose(out, wanted, atol=1e-4)
+
+
+def test_learned_rounding_of_a_convolution_over_channels() -> None:
+    """Efficient channel attention: a 1-D convolution over the pooled channels, and what it gates."""
+    net = nets.Net().conv("a", 3, 16)
+    gated = net.value
+    shape = net.const("row", np.array([0, 1, -1])), net.const("map", np.array([0, -1, 1, 1]))
+    x = net.node("GlobalAveragePool", [gated], "means")
+    x = net.node("Reshape", [x, shape[0]], "channels")
+    weight = net.const("eca.weight", np.array([[[0.5, 1.1, -0.7]]], np.float32))
+    x = net.node("Conv", [x, weight], "mixed", kernel_shape=[3], pads=[1, 1])
+    x = net.node("Sigmoid", [net.node("Reshape", [x, shape[1]], "maps")], "gate")
+    net.value = net.node("Mul", [gated, x], "gated")
+    proto = net.done(16)
+    int8 = onnx_int8.quantize(nets.copied(proto), nets.IMAGES, nets.SPEC, Recipe(rounding="learned"))
+    assert np.abs(nets.run(int8) - nets.run(proto)).mean() < 0.02
 
 
 def test_bias_correction_removes_the_shift_it_measured() -> None:

@@ -183,13 +183,15 @@ def _patches(graph: Graph, node: Any, x: Floats, draw: np.random.Generator) -> F
     strides = graphs.attribute(node, "strides", [1] * len(kernel))
     dilations = graphs.attribute(node, "dilations", [1] * len(kernel))
     pads = graphs.attribute(node, "pads", [0] * 2 * len(kernel))
-    x = np.pad(x, [(0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])])
+    rank = len(kernel)  # of the map: 1 for sequences, 2 for images
+    x = np.pad(x, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    view = np.lib.stride_tricks.sliding_window_view(x, reach, axis=(2, 3))
-    view = view[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
-    batch, channels, height, width = view.shape[:4]
-    place = draw.permutation(height * width)[:POSITIONS]
-    taken = view[:, :, place // width, place % width]  # [B, C, places, kh, kw]
+    view = np.lib.stride_tricks.sliding_window_view(x, reach, axis=tuple(range(2, 2 + rank)))
+    every = (slice(None), slice(None), *(slice(None, None, step) for step in (*strides, *dilations)))
+    view = view[every]
+    batch, channels, *sizes = view.shape[: 2 + rank]
+    place = draw.permutation(int(np.prod(sizes)))[:POSITIONS]
+    taken = view[(slice(None), slice(None), *np.unravel_index(place, sizes))]  # [B, C, places, *kernel]
     groups = graphs.attribute(node, "group", 1)
     apart = taken.reshape(batch, groups, channels // groups, len(place), -1).transpose(1, 0, 3, 2, 4)
     return np.ascontiguousarray(apart.reshape(groups, batch * len(place), -1))
