@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,32 +58,34 @@ def measure(
         ArtifactError: nothing of it runs here. [artifact-export]
     """
     names = {f"{runtime}:{p}": (runtime, p) for runtime, made in artifact.exports.items() for p in made}
-    sessions, failed = _opened(artifact, names, threads)
+    failed: dict[str, str] = {}
+    sessions = _kept(
+        lambda name: artifact.session(names[name][0], precision=names[name][1], threads=threads), names, failed
+    )
     if not sessions:
-        reasons = "; ".join(f"{name}: {why}" for name, why in failed.items()) or "it has none"
-        raise ArtifactError(
-            f"{artifact.path.name}: no export runs here ({reasons}). Add one: niwaki export.",
-            code="artifact-export",
-        )
+        raise _nothing(artifact, failed)
     images = _images(artifact, data)
-    reference, wanted = _reference(artifact, sessions, images, builder)
-    given = {name: _answers(session, images) for name, session in sessions.items()}
+    given = _kept(lambda name: _answers(sessions[name], images), sessions, failed)
+    fresh = _kept(lambda name: start(artifact, *names[name], threads=threads), given, failed)
+    taken = _timed(artifact, {name: sessions[name] for name in fresh}, rounds, threads, failed)
+    if not taken:
+        raise _nothing(artifact, failed)
+    given = {name: given[name] for name in taken}
+    reference, wanted = _reference(artifact, given, images, builder)
     true: Any = None if data is None else data.targets(range(len(data)), artifact.spec)
-    taken = _timed(artifact, sessions, rounds, threads)
     rows = {}
-    for name in sessions:
+    for name in taken:
         runtime, precision = names[name]
         found = compare(wanted, given[name], precision)
-        fresh = start(artifact, runtime, precision, threads=threads)
         rows[name] = {
             "agreement": found.agreement,
             "max_error": found.error,
             "accuracy": None if data is None else metrics.main(artifact.task.score(given[name], true)),
             "ms": float(np.median(taken[name])),
             "p90_ms": float(np.quantile(taken[name], 0.9)),
-            "start_ms": fresh["start_ms"],
+            "start_ms": fresh[name]["start_ms"],
             "mb": artifact.exports[runtime][precision]["bytes"] / 1e6,
-            "peak_mb": fresh["peak_mb"],
+            "peak_mb": fresh[name]["peak_mb"],
         }
     return {
         "runtimes": rows,
@@ -119,17 +122,23 @@ def start(artifact: Artifact, runtime: str, precision: str, *, threads: int = 1)
     return found
 
 
-def _opened(
-    artifact: Artifact, names: dict[str, tuple[str, str]], threads: int
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Sessions of what runs here, and why the others do not."""
-    sessions, failed = {}, {}
-    for name, (runtime, precision) in names.items():
+def _nothing(artifact: Artifact, failed: dict[str, str]) -> ArtifactError:
+    reasons = "; ".join(f"{name}: {why}" for name, why in failed.items()) or "it has none"
+    return ArtifactError(
+        f"{artifact.path.name}: no export runs here ({reasons}). Add one: niwaki export.",
+        code="artifact-export",
+    )
+
+
+def _kept(make: Callable[[str], Any], names: Iterable[str], failed: dict[str, str]) -> dict[str, Any]:
+    """What is made of each name; those where that fails go to `failed`, with the reason, and stop no other."""
+    found = {}
+    for name in names:
         try:
-            sessions[name] = artifact.session(runtime, precision=precision, threads=threads)
+            found[name] = make(name)
         except NiwakiError as error:
             failed[name] = str(error)
-    return sessions, failed
+    return found
 
 
 def _images(artifact: Artifact, data: Samples | None) -> npt.NDArray[np.uint8]:
@@ -140,15 +149,15 @@ def _images(artifact: Artifact, data: Samples | None) -> npt.NDArray[np.uint8]:
 
 
 def _reference(
-    artifact: Artifact, sessions: dict[str, Any], images: npt.NDArray[np.uint8], builder: Any
+    artifact: Artifact, given: dict[str, Floats], images: npt.NDArray[np.uint8], builder: Any
 ) -> tuple[str, Floats]:
     """Name and answers of what the others are compared with: the torch model, else the float32 ONNX file."""
     try:
         predict = evaluate.predictor(artifact.model(builder), artifact.spec, artifact.task)
         return "the torch model", _answers(predict, images)
     except NiwakiError:
-        name = BASE if BASE in sessions else next(iter(sessions))
-        return name, _answers(sessions[name], images)
+        name = BASE if BASE in given else next(iter(given))
+        return name, given[name]
 
 
 def _answers(predict: Any, images: npt.NDArray[np.uint8]) -> Floats:
@@ -157,11 +166,31 @@ def _answers(predict: Any, images: npt.NDArray[np.uint8]) -> Floats:
 
 
 def _timed(
-    artifact: Artifact, sessions: dict[str, Any], rounds: int, threads: int
+    artifact: Artifact, sessions: dict[str, Any], rounds: int, threads: int, failed: dict[str, str]
 ) -> dict[str, npt.NDArray[np.float64]]:
+    """Milliseconds of each session; one that fails goes to `failed`, and the others are timed anew."""
+    while sessions:
+        at = [""]
+        try:
+            return _interleaved(artifact, sessions, rounds, threads, at)
+        except NiwakiError as error:
+            failed[at[0]] = str(error)
+            sessions = {name: one for name, one in sessions.items() if name != at[0]}
+    return {}
+
+
+def _interleaved(
+    artifact: Artifact, sessions: dict[str, Any], rounds: int, threads: int, at: list[str]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """The same; `at` holds the name of the one that runs."""
     shape = (1, *artifact.spec.size_hw, artifact.spec.channels)
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    calls = {name: (lambda run=session: run(image)) for name, session in sessions.items()}
+
+    def call(name: str) -> object:
+        at[0] = name
+        return sessions[name](image)
+
+    calls = {name: partial(call, name) for name in sessions}
     once = timing.interleave(calls, rounds=3, calls_per_sample=2, warmup=3)
     count = int(np.clip(SAMPLE_MS / min(float(np.median(ms)) for ms in once.values()), 1, 100))
     # one thread waits for nobody; several spin after a call, in some runtimes, and so disturb the next one

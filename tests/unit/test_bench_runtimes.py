@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from niwaki import Artifact, Classify, Spec, bench_chart, bench_runtimes, nets
 from niwaki.cli import main
 from niwaki.data import Samples
-from niwaki.errors import ArtifactError
+from niwaki.errors import ArtifactError, RuntimeFailed
 
 torch.set_num_threads(1)
 FIELDS = {"agreement", "max_error", "accuracy", "ms", "p90_ms", "start_ms", "mb", "peak_mb"}
@@ -65,6 +66,46 @@ def test_slower_int8_is_said_and_same_numbers_are_compared() -> None:
     one = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
     given = {"onnx:int8": one, "openvino:int8": one[::-1]}
     assert bench_runtimes._same_numbers(given) == {"openvino:int8": 0.0}
+
+
+CRASHES = """
+import os, signal, sys
+if "niwaki.bench_start" in sys.orig_argv and "torch" in sys.orig_argv:
+    os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+def test_a_process_that_crashes_is_told_and_stops_no_other(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(CRASHES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = bench_runtimes.measure(artifact, rounds=2)
+    assert set(found["runtimes"]) == {"onnx:float32"} and found["fastest"]["name"] == "onnx:float32"
+    assert "ended with -11" in found["failed"]["torch:float32"]
+
+
+@pytest.mark.parametrize("largest", [0, 1], ids=["while it answers", "while it is timed"])
+def test_a_runtime_that_fails_is_told_and_stops_no_other(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    """The torch file's session fails on batches of up to `largest` images, or on larger ones."""
+    opened = Artifact.session
+
+    def session(self: Artifact, runtime: str = "onnx", **knobs: Any) -> Any:
+        predict = opened(self, runtime, **knobs)
+
+        def fails(images: Any) -> Any:
+            if (len(images) > 1) is (largest == 0):
+                raise RuntimeFailed("torch: out of memory.", code="runtime-failed")
+            return predict(images)
+
+        return fails if runtime == "torch" else predict
+
+    monkeypatch.setattr(Artifact, "session", session)
+    found = bench_runtimes.measure(artifact, rounds=2)
+    assert set(found["runtimes"]) == {"onnx:float32"}
+    assert found["failed"] == {"torch:float32": "torch: out of memory."}
 
 
 def test_the_command_line(artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
