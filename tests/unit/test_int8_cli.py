@@ -144,6 +144,10 @@ def test_sensitivity_is_a_table_a_page_and_json(
         (["--max-drop", "1%", "--data", "digits", "--precision", "float32"], 1, "export-precision"),
         (["--max-drop", "200%", "--data", "digits"], 2, "usage"),
         (["--max-drop", "1%", "--data", "nowhere"], 1, "data-missing"),
+        (["--max-drop", "1%", "--data", "nowhere", "--runtime", "litert"], 1, "export-recipe"),
+        (["--max-drop", "1%", "--data", "nowhere", "--runtime", "web"], 1, "export-recipe"),
+        (["--max-drop", "1%", "--data", "nowhere", "--runtime", "onxx"], 1, "runtime-unknown"),
+        (["--calib", "nowhere", "--runtime", "onxx"], 1, "runtime-unknown"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -7,15 +7,19 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tests.browser import chromium, served, tab
+from torch import nn
 
-from niwaki import Artifact, Classify, Spec, nets, web
+from niwaki import Artifact, Classify, Segment, Spec, nets, web
+from niwaki.cli import main
 from niwaki.errors import ArtifactError, MissingExtra
+from niwaki.instances.task import Instances
 
 torch.set_num_threads(1)
 ENGINE = Path(__file__).parents[1] / "node" / "node_modules" / "onnxruntime-web" / "dist"
@@ -133,3 +137,32 @@ def test_what_cannot_be_written(artifact: Artifact, tmp_path: Path, monkeypatch:
         web.write(artifact, tmp_path / "x", precision="float32")
     assert missing.value.exit_code == 4
     assert not (tmp_path / "x").exists()
+
+
+def test_the_command_line_ships_the_default_or_what_is_asked_for(
+    artifact: Artifact, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("NIWAKI_ORT_WEB", str(ENGINE))
+    words = ["export", str(artifact.path), "--runtime", "web", "--json", "--out", str(tmp_path / "web")]
+    assert main([*words, "--precision", "int8"]) == 1
+    told = json.loads(capsys.readouterr().out)["error"]
+    assert told["code"] == "artifact-export" and "int8" in told["message"]
+    assert not (tmp_path / "web").exists()
+    calib = np.random.default_rng(0).integers(0, 256, (16, *SPEC.size_hw, 3), np.uint8)
+    shutil.copytree(artifact.path, tmp_path / "a.niwaki")
+    words[1] = str(tmp_path / "a.niwaki")
+    Artifact.open(words[1]).export("onnx", precision="int8", calib=calib)
+    for more, wanted in (([], "float32"), (["--precision", "int8"], "int8")):
+        assert main([*words, *more]) == 0
+        assert json.loads(capsys.readouterr().out)["precision"] == wanted
+        assert json.loads((tmp_path / "web" / "model.json").read_text())["precision"] == wanted
+
+
+@pytest.mark.parametrize("task", [Segment(("sky", "ground")), Instances(("cell",))], ids=["masks", "objects"])
+def test_masks_and_objects_are_refused(task: Any, tmp_path: Path) -> None:
+    model = nn.Conv2d(3, int(task.shape(SPEC.size_hw)[0]), 1).eval()
+    art = Artifact.save(tmp_path / "a.niwaki", model, spec=SPEC, task=task)
+    art.export("onnx")
+    with pytest.raises(ArtifactError, match="photograph") as caught:
+        web.write(art, tmp_path / "web")
+    assert caught.value.code == "web-task" and not (tmp_path / "web").exists()

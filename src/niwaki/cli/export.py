@@ -22,8 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     arg(
         "--precision",
         choices=("float32", "bfloat16", "float16", "int8"),
-        default="int8",
-        help="numbers inside (default int8)",
+        help="numbers inside (default int8; with --runtime web those that the artifact runs by default)",
     )
     way = parser.add_mutually_exclusive_group()
     way.add_argument(
@@ -68,9 +67,11 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     """Export, run the file again, and compare."""
     from niwaki.artifact import Artifact
 
+    rungs.check_runtime(args)
     artifact = Artifact.open(args.artifact)
     if args.runtime == "web" and not args.all_runtimes:
         return _web(artifact, args)
+    args.precision = args.precision or "int8"
     if args.sensitivity:
         return sensitivity.measure(artifact, args, _builder(args.builder, artifact))
     if args.max_drop is not None and args.quantizer != "niwaki":
@@ -170,7 +171,7 @@ def _web(artifact: Artifact, args: argparse.Namespace) -> Answer:
     from niwaki import web
 
     folder = args.out or f"{artifact.path.with_suffix('')}-web"
-    precision = args.precision if args.precision in artifact.exports.get("onnx", {}) else artifact.default
+    precision = args.precision or artifact.default
     made = web.write(artifact, folder, precision=precision)
     text = f"{made}: {precision}; any static server serves it, for example\n"
     text += f"  python -m http.server -d {made} 8000   and open http://localhost:8000"

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from niwaki.cli.screen import percent, table
-from niwaki.errors import ModelError
+from niwaki.errors import MissingExtra, ModelError
 
 if TYPE_CHECKING:
     from niwaki.artifact import Artifact
@@ -15,6 +15,34 @@ if TYPE_CHECKING:
 
 CALIBRATION = 256
 """Training images that int8 is calibrated on."""
+
+
+def check_runtime(args: argparse.Namespace) -> None:
+    """Raises where no runtime has that name, or it cannot do what is asked for: before anything runs.
+
+    Raises:
+        RuntimeFailed: there is none of that name. [runtime-unknown]
+        MissingExtra: the ladder is asked for, and what exports its file is not installed. [extra-missing]
+        ModelError: the ladder is asked for, and the runtime takes no recipe. [export-recipe]
+    """
+    from niwaki import runtimes
+
+    if args.all_runtimes:
+        return
+    made = None if args.runtime == "web" else runtimes.load(args.runtime)
+    if args.max_drop is None:
+        return
+    if not getattr(made, "RECIPES", False):
+        raise ModelError(
+            f"export: --max-drop climbs the ladder of recipes, which {args.runtime} does not take, expected "
+            "one of onnx, openvino, tensorrt. Leave it out, or give another --runtime.",
+            code="export-recipe",
+        )
+    can = runtimes.support(args.runtime)
+    if not can["export"]:
+        raise MissingExtra(
+            f"export: {args.runtime} cannot be exported here. Install: {can['install']}.", code="extra-missing"
+        )
 
 
 def check(args: argparse.Namespace) -> None:

@@ -50,7 +50,7 @@ def write(artifact: Artifact, folder: str | Path, *, precision: str | None = Non
         precision: the ONNX export to ship; None is the artifact's default.
     Raises:
         ArtifactError: there is no such ONNX export, or the folder holds something else.
-            [artifact-export, artifact-occupied, web-bands]
+            [artifact-export, artifact-occupied, web-bands, web-task]
         MissingExtra: neither npm nor onnxruntime-web is there. [extra-missing]
     """
     wanted, folder = precision or artifact.default, Path(folder)
@@ -71,6 +71,12 @@ def write(artifact: Artifact, folder: str | Path, *, precision: str | None = Non
             f"{artifact.path.name}: takes {artifact.spec.channels} bands{artifact.spec.named} in a range of "
             "their own, and the page takes photographs of a camera. Use niwaki predict.",
             code="web-bands",
+        )
+    if artifact.task.kind != "classify":
+        raise ArtifactError(
+            f"{artifact.path.name}: its task is {artifact.task.kind!r}, and the page shows classes of a whole "
+            "photograph, expected 'classify'. Use niwaki predict; its overlays are pictures.",
+            code="web-task",
         )
     engine = _engine()
     for name in PAGE:
