@@ -403,21 +403,90 @@ def test_tiles_without_context_cut_and_it_is_told() -> None:
 
 
 def test_objects_whose_point_wavers_are_neither_lost_nor_doubled() -> None:
-    """Two tiles see a point up to 3 pixels apart, as networks do; slack and overlap set it right."""
+    """Two tiles see a point up to 3 pixels apart, as networks do."""
 
     def wavering(window: np.ndarray) -> Found:
         one = seen(window)
         shift = np.random.default_rng(int(window.sum())).integers(-3, 4, one.points.shape)
         return Found(scores=one.scores, points=one.points + shift, crops=one.crops)
 
-    without = 0
     for seed in range(6):
         image = crowded(seed)
         good = instances.tiled(wavering, image, tile=64, context=24, slack=8)
         assert same_objects(image[..., 0], good.labels) and len(good.scores) == image.max()
-        bare = instances.tiled(wavering, image, tile=64, context=24, slack=0)
-        without += len(bare.scores) != image.max()
-    assert without > 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("where", [-(10**6), 10**6, 0, 63, None])
+def test_no_object_is_lost_wherever_its_points_are_said_to_lie(seed: int, where: int | None) -> None:
+    """Each tile puts the points on the other's side, far off, in one corner, or anywhere."""
+    draw = np.random.default_rng(seed)
+
+    def adverse(window: np.ndarray) -> Found:
+        one = seen(window)
+        points = draw.integers(-64, 128, one.points.shape) if where is None else np.full_like(one.points, where)
+        return Found(scores=one.scores, points=points, crops=one.crops)
+
+    image = crowded(seed)
+    found = instances.tiled(adverse, image, tile=64, context=20, slack=0)
+    assert same_objects(image[..., 0], found.labels) and len(found.scores) == image.max()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_object_is_lost_that_is_longer_than_the_context(seed: int) -> None:
+    """Bars across several tiles, whole in none: each is drawn, in part at least, and told of as cut."""
+    image = np.zeros((200, 200, 1), np.uint8)
+    draw = np.random.default_rng(seed)
+    for k in range(12):
+        start = int(draw.integers(0, 60))
+        image[5 + 16 * k : 9 + 16 * k, start : start + int(draw.integers(90, 140))] = k + 1
+    for turned in (image, image.transpose(1, 0, 2)):
+        found = instances.tiled(seen, turned, tile=64, context=16)
+        assert set(np.unique(turned[found.labels > 0]).tolist()) == set(range(1, 13))
+        assert found.cut >= 12 and not (found.labels[turned[..., 0] == 0]).any()
+
+
+@pytest.mark.parametrize(("slack", "count"), [(0, 0), (4, 2)])
+def test_slack_is_how_far_two_tiles_see_an_edge_apart(slack: int, count: int) -> None:
+    """Two pixels beside the border of two cores, which each tile sees two pixels on the other's side."""
+    image = np.zeros((64, 100, 1), np.uint8)
+    image[0, :, 0] = np.arange(100)
+
+    def shifted(window: np.ndarray) -> Found:
+        start = int(window[0, 0, 0])
+        left = (46 if start == 0 else 42) - start  # cores meet at column 44
+        crops = [(30, left, np.ones((2, 2), bool))]
+        return Found(scores=np.ones(1), points=np.array([[30, left]]), crops=crops)
+
+    found = instances.tiled(shifted, image, tile=64, context=20, slack=slack)
+    assert len(found.scores) == count  # they do not overlap, so there are two, or none
+
+
+def test_two_objects_that_one_tile_tells_of_both_stay() -> None:
+    """One lies upon the other, as a network's threshold allows: that is no double from another tile."""
+
+    def both(window: np.ndarray) -> Found:
+        crops = [(10, 10, np.ones((20, 20), bool)), (12, 12, np.ones((6, 6), bool))]
+        return Found(scores=np.array([0.6, 0.9]), points=np.array([[20, 20], [14, 14]]), crops=crops)
+
+    found = instances.tiled(both, np.zeros((64, 64, 3), np.uint8), tile=64, context=16)
+    assert found.scores.tolist() == [0.6, 0.9]
+    assert np.bincount(found.labels.ravel()).tolist()[1:] == [400 - 36, 36]
+
+
+def test_what_is_found_in_the_padding_is_none() -> None:
+    def beyond(window: np.ndarray) -> Found:
+        crops = [(20, 40, np.ones((5, 5), bool)), (5, 28, np.ones((4, 4), bool))]
+        return Found(scores=np.ones(2), points=np.array([[22, 42], [6, 29]]), crops=crops)
+
+    found = instances.tiled(beyond, np.zeros((30, 30, 3), np.uint8), tile=64, context=16)
+    assert len(found.scores) == 1 and (found.labels > 0).sum() == 4 * 2
+
+
+def test_progress_of_tiles_reaches_the_end() -> None:
+    said: list[tuple[int, int]] = []
+    instances.tiled(seen, crowded(0), tile=64, context=16, show=lambda done, of: said.append((done, of)))
+    assert [done for done, _ in said] == list(range(1, said[-1][1] + 1))
 
 
 def test_the_surer_object_has_the_pixel_across_tiles(tmp_path: Path) -> None:

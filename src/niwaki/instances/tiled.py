@@ -1,10 +1,10 @@
-"""Objects of images of any size, tile by tile: each object is owned by exactly one tile.
+"""Objects of images of any size, tile by tile: each object is told of by at least one tile, and drawn once.
 
-A tile sees its core and `context` pixels around it, and owns the objects whose point lies in the core; an
-object that a border cuts is whole in the window of the tile that owns it, as long as it reaches no farther than
-the context. Where two tiles see an object's point a little differently, each on the other's side, it would be
-lost; so points within `slack` of a core count as well, and what then comes twice is known by its overlap.
-Memory is one window and the label map, which may lie on disk. Numpy only.
+A tile sees its core and `context` pixels around it; cores cover the image without a gap. A tile tells of each
+object whose mask has a pixel in its core (or within `slack` of it, as tiles do not see quite the same), so none
+is lost, wherever its point is said to lie; what comes twice is known by its overlap. The tile in whose core the
+point lies goes first, objects that a window's edge cuts last. Memory is one window, the objects at the cores'
+borders of three rows of tiles, and the label map, which may lie on disk. Numpy only.
 Shape letters: H W pixels, T pixels of a tile's side, C channels, N objects.
 """
 
@@ -68,6 +68,7 @@ def tiled(
     slack: int = 8,
     overlap: float = 0.4,
     out: Numbers | None = None,
+    show: Callable[[int, int], None] | None = None,
 ) -> Tiled:
     """The objects of an image of any size.
 
@@ -75,31 +76,32 @@ def tiled(
         find: the objects of one window u8 `[T, T, C]`, points and crops counted from its corner; see `finder`.
         tile: T, the side of a window. An image that is smaller is padded with its median colour.
         context: pixels around a core, at least as far as the largest object reaches from its point.
-        slack: pixels beyond a core where points still count.
+        slack: pixels that two tiles may see an object's edge apart.
         overlap: of two tiles' objects that share more than this of the smaller one, the later goes.
         out: where the label map is written, int64 `[H, W]` of zeros, such as a `numpy.memmap`; None: memory.
+        show: called after each tile with how many are done, and of how many.
     Raises:
         PlanError: context and slack leave no core, or `out` is none such. [instances-tile]
     """
     height, width = int(image.shape[0]), int(image.shape[1])
     _check(tile, context, slack, out, (height, width))
     canvas = _Canvas(np.zeros((height, width), np.int64) if out is None else out, overlap)
-    cut = 0
-    for core_y, y in cores(height, tile, context):
-        for core_x, x in cores(width, tile, context):
-            window = _padded(np.asarray(image[y : y + tile, x : x + tile]), tile)
-            found = find(window)
-            # an object that the image's border cuts may have its point beyond it
-            points = np.clip(found.points + np.array((y, x)), 0, (height - 1, width - 1))
-            for k, (py, px) in enumerate(points.tolist()):
-                if not (_within(py, core_y, slack) and _within(px, core_x, slack)):
-                    continue
-                reaches = _reaches(found.crops[k], (y, x), tile, (height, width))
-                own = _within(py, core_y, 0) and _within(px, core_x, 0)
-                if own or not reaches:  # the neighbour sees more of one that is cut here
-                    added = canvas.add(found.crops[k], (y, x), float(found.scores[k]), (py, px))
-                    cut += added and reaches
-    return Tiled(labels=canvas.labels, scores=canvas.all_scores(), points=canvas.all_points(), cut=cut)
+    rows, columns = list(cores(height, tile, context)), list(cores(width, tile, context))
+    later = _Later(canvas)
+    for r, (core_y, y) in enumerate(rows):
+        for c, (core_x, x) in enumerate(columns):
+            found = find(_padded(np.asarray(image[y : y + tile, x : x + tile]), tile))
+            where = _Window((y, x), (core_y, core_x), tile, (height, width), slack, r * len(columns) + c)
+            for one in where.kept(found):
+                if one.own and not one.cut:
+                    canvas.add(one)
+                else:
+                    later.wait(one)
+            if show is not None:
+                show(r * len(columns) + c + 1, len(rows) * len(columns))
+        later.row_ended()
+    later.row_ended(last=True)
+    return Tiled(labels=canvas.labels, scores=canvas.all_scores(), points=canvas.all_points(), cut=canvas.cut)
 
 
 def finder(predict: Predict, task: Instances) -> Find:
@@ -122,10 +124,6 @@ def cores(side: int, tile: int, context: int) -> Iterator[tuple[Range, int]]:
         begin = end
 
 
-def _within(place: int, core: Range, slack: int) -> bool:
-    return core[0] - slack <= place < core[1] + slack
-
-
 def _padded(window: ImageU8, tile: int) -> ImageU8:
     """The window at the tile's size; what is added has the median colour: mostly background, and no objects."""
     if window.shape[:2] == (tile, tile):
@@ -136,44 +134,119 @@ def _padded(window: ImageU8, tile: int) -> ImageU8:
     return out
 
 
-def _reaches(crop: Crop, corner: Range, tile: int, shape: Range) -> bool:
-    """Whether a mask touches an edge of its window that is none of the image's."""
-    touched = False
-    for at, size, start, side in zip(crop[:2], crop[2].shape, corner, shape, strict=True):
-        touched |= (at == 0 and start > 0) or (at + size >= tile and start + tile < side)
-    return touched
+@dataclass(frozen=True)
+class _Object:
+    """One object of one tile: its mask in the image, and whether it is the tile's own, and whole."""
+
+    y: int
+    x: int
+    mask: npt.NDArray[np.bool_]
+    score: float
+    point: Range
+    tile: int
+    own: bool
+    cut: bool
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Where a tile lies: its corner, its core by axis, its side, the image's shape, its number."""
+
+    corner: Range
+    core: tuple[Range, Range]
+    side: int
+    shape: Range
+    slack: int
+    number: int
+
+    def kept(self, found: Found) -> Iterator[_Object]:
+        """The objects that this tile may have to tell of: each whose mask comes within slack of the core.
+
+        Every pixel is in the core of some tile, so an object that is there is told of by one tile at least.
+        """
+        # an object that the image's border cuts may have its point beyond it
+        last = (self.shape[0] - 1, self.shape[1] - 1)
+        points = np.clip(found.points + np.array(self.corner), 0, last)
+        for crop, score, point in zip(found.crops, found.scores, points.tolist(), strict=True):
+            own = all(low <= at < high for at, (low, high) in zip(point, self.core, strict=True))
+            if own or self._meets(crop):
+                y, x = crop[0] + self.corner[0], crop[1] + self.corner[1]
+                # not what was padded
+                mask = crop[2][: max(0, self.shape[0] - y), : max(0, self.shape[1] - x)]
+                yield _Object(
+                    y, x, mask, float(score), (point[0], point[1]), self.number, own, self._cuts(crop)
+                )
+
+    def _meets(self, crop: Crop) -> bool:
+        """Whether a mask has a pixel in the core, or within slack of it."""
+        place = []
+        for at, start, (low, high) in zip(crop[:2], self.corner, self.core, strict=True):
+            begin, end = (edge - start - at for edge in (low - self.slack, high + self.slack))
+            place.append(slice(max(0, begin), max(0, end)))
+        return bool(crop[2][tuple(place)].any())
+
+    def _cuts(self, crop: Crop) -> bool:
+        """Whether a mask touches an edge of the window that is none of the image's."""
+        return any(
+            (at <= 0 and start > 0) or (at + size >= self.side and start + self.side < end)
+            for at, size, start, end in zip(crop[:2], crop[2].shape, self.corner, self.shape, strict=True)
+        )
+
+
+class _Later:
+    """Objects that go in when no neighbour told of the same: after the next row of tiles, those cut after
+    one row more, so that a whole one goes first."""
+
+    def __init__(self, canvas: _Canvas) -> None:
+        self._canvas = canvas
+        self._whole: list[list[_Object]] = [[]]
+        self._cut: list[list[_Object]] = [[]]
+
+    def wait(self, one: _Object) -> None:
+        """Keeps an object of the row of tiles that is being seen."""
+        (self._cut if one.cut else self._whole)[-1].append(one)
+
+    def row_ended(self, *, last: bool = False) -> None:
+        """Adds those whose neighbours have all been seen; at last all."""
+        for held, rows in ((self._whole, 1), (self._cut, 2)):
+            while held and (last or len(held) > rows):
+                for one in held.pop(0):
+                    self._canvas.add(one)
+            held.append([])
 
 
 class _Canvas:
     """A label map that grows object by object, and what is known of each."""
 
     def __init__(self, labels: Numbers, overlap: float) -> None:
-        self.labels, self.overlap, self.count = labels, overlap, 0
+        self.labels, self.overlap, self.count, self.cut = labels, overlap, 0, 0
         self._scores, self._areas = np.full(1024, -np.inf), np.zeros(1024, np.int64)
-        self._points = np.zeros((1024, 2), np.int64)
+        self._points, self._tiles = np.zeros((1024, 2), np.int64), np.full(1024, -1)
 
-    def add(self, crop: Crop, corner: Range, score: float, point: Range) -> bool:
-        """Whether an object was drawn: not, where it is one that is there already."""
-        y, x, mask = crop[0] + corner[0], crop[1] + corner[1], crop[2]
-        mask = mask[: self.labels.shape[0] - y, : self.labels.shape[1] - x]  # not what was padded
-        window = self.labels[y : y + mask.shape[0], x : x + mask.shape[1]]
-        area = int(np.count_nonzero(mask))
-        numbers, shared = np.unique(window[mask], return_counts=True)
+    def add(self, one: _Object) -> None:
+        """Draws an object, but for one that another tile has told of already."""
+        height, width = one.mask.shape
+        window = self.labels[one.y : one.y + height, one.x : one.x + width]
+        area = int(np.count_nonzero(one.mask))
+        numbers, shared = np.unique(window[one.mask], return_counts=True)
         smaller = np.minimum(self._areas[numbers], area)
-        if not area or ((shared > self.overlap * smaller) & (numbers > 0)).any():
-            return False
+        # what one tile tells of twice are two objects
+        other = (numbers > 0) & (self._tiles[numbers] != one.tile)
+        if not area or ((shared > self.overlap * smaller) & other).any():
+            return
         self._grow()
         self.count += 1
-        self._scores[self.count], self._areas[self.count] = score, area
-        self._points[self.count] = point
-        window[mask & (self._scores[window] < score)] = self.count
-        return True
+        self.cut += one.cut
+        self._scores[self.count], self._areas[self.count] = one.score, area
+        self._points[self.count], self._tiles[self.count] = one.point, one.tile
+        window[one.mask & (self._scores[window] < one.score)] = self.count
 
     def _grow(self) -> None:
         if self.count + 1 == len(self._scores):
             self._scores = np.concatenate((self._scores, np.full_like(self._scores, -np.inf)))
             self._areas = np.concatenate((self._areas, np.zeros_like(self._areas)))
             self._points = np.concatenate((self._points, np.zeros_like(self._points)))
+            self._tiles = np.concatenate((self._tiles, np.full_like(self._tiles, -1)))
 
     def all_scores(self) -> npt.NDArray[np.float64]:
         return self._scores[1 : self.count + 1].copy()
