@@ -50,7 +50,8 @@ def vit(given: argparse.Namespace, size: int, classes: int) -> nn.Module:
 def narrowed(model: nn.Module, example: torch.Tensor, limit: float, **choose: Any) -> nn.Module:
     """The widest network within the multiply-adds, by the norms or scales of its channels."""
     axes = surgery.analyse(model, example)
-    scores = prune.score(model, axes, by=choose.pop("by", "l2"))
+    by = choose.pop("by", "l2")  # of scales the plain values count, as slimming has it
+    scores = prune.score(model, axes, by=by, normalise="none" if by == "bn" else "mean")
     keep = search.widest(axes, scores, kind="macs", limit=limit, **choose).keep
     return prune.cut(model, axes, keep, example=example).model
 

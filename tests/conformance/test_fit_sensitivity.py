@@ -65,6 +65,20 @@ def test_fit_asks_val_which_channels_matter_and_a_resume_replays_it(source: Path
     assert widths and Artifact.open(out / "model.niwaki").manifest["widths"] == widths
 
 
+def test_what_gates_cut_is_counted_and_comes_back(source: Path, tmp_path: Path) -> None:
+    """A step that cuts as it trains, without `prune.channels`: its network is what is judged and resumed."""
+    out, plan = tmp_path / "run", Plan(step("prune.gates", budget="macs=50%", epochs=2))
+    given: dict[str, Any] = {"model": micro, "budget": "macs=55%", "epochs": 2, "max_drop": 1.0, "ledger": 0}
+    result = job.fit(source, out=out, plan=plan, **given)
+    macs = {stage: result["cost"][stage]["macs"] for stage in ("baseline", "pruned", "distilled", "int8")}
+    assert macs["pruned"] == macs["baseline"] and macs["distilled"] == macs["int8"] <= 0.5 * macs["baseline"]
+    assert result["budget"]["met"]
+
+    (out / "result.json").unlink()  # as if it had stopped before its end
+    shutil.rmtree(out / "model.niwaki")
+    assert job.fit(source, out=out, plan=plan, **given)["cost"] == result["cost"]
+
+
 @pytest.mark.bench
 def test_a_latency_by_the_table(source: Path, tmp_path: Path) -> None:
     result = fit(source, tmp_path / "run", budget="latency=60%", size=32)

@@ -443,3 +443,23 @@ def test_the_program_on_the_page_runs() -> None:
         exec(block, names)
     counts = [sum(p.numel() for p in names[net].parameters()) for net in ("small", "model")]
     assert counts[0] < 0.6 * counts[1]
+
+
+def test_equal_scores_go_too_and_all_groups_alike() -> None:
+    axes = surgery.analyse(Net(), EXAMPLE)
+    level = {group.name: np.ones(group.size) for group in axes.groups}
+    kept = prune.choose(axes, level, ratio=0.5, scope="global")
+    assert sorted(len(kept[group.name]) for group in axes.groups) == [3, 3]  # of 5 and 6
+
+
+def test_widths_by_name_are_exact_or_refused() -> None:
+    axes = surgery.analyse(Net(width=40), EXAMPLE)
+    scores = {group.name: np.arange(float(group.size)) for group in axes.groups}
+    wide = max(axes.groups, key=lambda group: group.size).name
+    for width in (1, 3, 39):
+        kept = prune.choose(axes, scores, ratio=0, multiple=8, keep={wide: width})
+        assert kept == {wide: list(range(40 - width, 40))}
+    for knobs in ({"keep": {wide: 0}}, {"keep": {wide: 41}}, {"multiple": 0}, {"min_width": 1.5}):
+        with pytest.raises(PlanError) as caught:
+            prune.choose(axes, scores, ratio=0.5, **knobs)
+        assert caught.value.code == "prune-width"

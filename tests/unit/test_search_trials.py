@@ -75,6 +75,8 @@ def test_samples_are_different_and_of_the_seed() -> None:
     below = sum(setting["lr"] < 1e-3 for setting in found)
     assert 10 < below < 30  # evenly in the logarithm: half of them
     assert len(trials.sampled({"batch": [8, 16]}, count=9)) == 2
+    narrow = trials.sampled({"lr": Range(1e-3, 1.001e-3)}, count=9)  # two numbers of four digits
+    assert sorted(setting["lr"] for setting in narrow) == [1e-3, 1.001e-3]
 
 
 def test_halving_gives_the_best_the_most_epochs() -> None:

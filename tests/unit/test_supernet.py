@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tests import zoo
 from torch import nn
 
 from niwaki import evaluate, surgery, train
@@ -140,3 +141,18 @@ def test_training_by_the_sandwich_makes_narrow_paths_work(
     plain = train.fit(model, **known)  # type: ignore[arg-type]
     assert narrowest(slim) > 0.85
     assert narrowest(slim) > narrowest(plain) + 0.1  # else the narrow paths learned nothing of their own
+
+
+def test_a_path_of_narrower_heads_scales_its_queries_as_its_cut_does() -> None:
+    torch.manual_seed(0)
+    model, x = zoo.Sdpa().eval(), torch.randn(2, 16, 16, 16)
+    with torch.no_grad():  # surgery finds rows by gradients of its own
+        axes = surgery.analyse(model, x)
+        size = next(g for g in axes.groups if dict(surgery.attention_factors(axes, {g.name: [0]})))
+        space = supernet.Widths(
+            axes=axes,
+            choices={size.name: (size.size // 2, size.size)},
+            order={size.name: tuple(range(size.size))},
+        )
+        small = supernet.cut(model, space, space.at(0.0), spec=SPEC, train=(), example=x)
+        torch.testing.assert_close(supernet._run(model, space, space.at(0.0), x), small(x))

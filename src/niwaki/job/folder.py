@@ -83,8 +83,11 @@ class Folder:
             held = together.told(lambda: save({k: v.clone() for k, v in tensors.items()}))
             files.write_bytes(path, held)
             return made
-        filled = model()
-        filled.load_state_dict(load(held))
+        filled, stored = model(), load(held)
+        shapes = {key: tuple(value.shape) for key, value in filled.state_dict().items()}
+        if shapes != {key: tuple(value.shape) for key, value in stored.items()}:
+            filled = make()  # a step that cuts as it trains; its checkpoints make this short
+        filled.load_state_dict(stored)
         return filled
 
     def note(self, text: str) -> None:

@@ -13,18 +13,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from niwaki import attack, behaviour, evaluate, runtimes, surgery, tally
+from niwaki import attack, behaviour, evaluate, runtimes, tally
 from niwaki.data import corrupt
 from niwaki.job import measure
 from niwaki.job.baseline import Baseline, export_path
 from niwaki.job.points import Point
-from niwaki.surgery.program import Program
 
 if TYPE_CHECKING:
     from torch import nn
 
     from niwaki.data import Samples
-    from niwaki.job.widths import Widths
     from niwaki.job.work import Work
 
 ATTACKED = 0.5
@@ -33,7 +31,7 @@ OF = {"int8": "distilled", "unpruned int8": "baseline"}
 """The float stage whose attacks an exported file is shown."""
 
 
-def ledger(work: Work, base: Baseline, widths: Widths, chosen: Point) -> dict[str, Any] | None:
+def ledger(work: Work, base: Baseline, chosen: Point) -> dict[str, Any] | None:
     """Settings and one row a stage, as `niwaki.report` describes it; None where no image was asked for."""
     count = work.arguments.ledger
     if not count or not len(work.data.test):
@@ -41,7 +39,7 @@ def ledger(work: Work, base: Baseline, widths: Widths, chosen: Point) -> dict[st
     seed = work.arguments.seed
     shown = work.data.test.take(count, seed=seed)
     struck = shown.take(max(1, round(ATTACKED * len(shown))), seed=seed)
-    exam = _Exam(work=work, base=base, widths=widths, chosen=chosen, shown=shown, struck=struck)
+    exam = _Exam(work=work, base=base, chosen=chosen, shown=shown, struck=struck)
     return {**_settings(work, shown, struck), "stages": [exam.row(name) for name in exam.scores]}
 
 
@@ -62,7 +60,6 @@ class _Exam:
 
     work: Work
     base: Baseline
-    widths: Widths
     chosen: Point
     shown: Samples
     struck: Samples
@@ -125,14 +122,8 @@ class _Exam:
 
     def _module(self, name: str) -> nn.Module:
         """A float stage's model."""
-        if name == "distilled":
-            return self.chosen.model
-        keep = self.chosen.found.keep
-        if name == "baseline" or not keep:
-            return self.base.model
-        # where the class could not be mended or was quantized, the chosen model is a graph
-        cut = surgery.rewrite if isinstance(self.chosen.model, Program) else surgery.shrink
-        return cut(self.base.model, self.widths.axes, keep, example=self.widths.example).eval()
+        stages = {"baseline": self.base.model, "pruned": self.chosen.pruned, "distilled": self.chosen.model}
+        return stages[name].eval()
 
     def _attacks(self, name: str) -> dict[str, evaluate.ImagesU8]:
         """The images made against a float stage, once."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from niwaki import metrics, prune, surgery
@@ -44,6 +45,7 @@ class Point:
 
     name: str
     found: Found
+    pruned: nn.Module
     model: nn.Module
     artifact: Path
     scores: dict[str, dict[str, Any]]
@@ -63,6 +65,7 @@ def point(work: Work, base: Baseline, widths: Widths, name: str, found: Found) -
     pruned, compensation = _compensated(work, base, widths, name, pruned, found)
     changed = found.keep or prune_step(work) is None
     model = _recovered(work, base, name, pruned) if changed else pruned
+    cut, found = found.cost, _recounted(work, name, found, pruned, model)
     scores = {
         "pruned": measure.module_scores(work, f"{name}-pruned", pruned),
         "distilled": measure.module_scores(work, f"{name}-distilled", model),
@@ -81,9 +84,11 @@ def point(work: Work, base: Baseline, widths: Widths, name: str, found: Found) -
     scores["int8"], ladder = climbed(work, base, name, model, artifact, scores)
     exports = {precision: export_path(artifact, precision) for precision in precisions}
     judged = _judge(work, base, widths, name, found, exports, scores)
+    judged["costs"]["pruned"] = cut
     return Point(
         name=name,
         found=found,
+        pruned=pruned,
         model=model,
         artifact=artifact,
         scores=scores,
@@ -157,6 +162,20 @@ def _recovered(work: Work, base: Baseline, name: str, pruned: nn.Module) -> nn.M
         lambda: copy.deepcopy(pruned),
         lambda: after.run(pruned, stage.bench(work, base.model, name)),
     )
+
+
+def _recounted(work: Work, name: str, found: Found, pruned: nn.Module, model: nn.Module) -> Found:
+    """The point with its last model's cost, where a step after `prune.channels` cut too (`prune.gates`)."""
+    shapes = [[tuple(p.shape) for p in module.parameters()] for module in (pruned, model)]
+    if shapes[0] == shapes[1] or fake_quantize.quantizers(model):
+        return found
+
+    def count() -> dict[str, int | None]:
+        example = torch.from_numpy(work.spec.example(2, seed=work.arguments.seed))
+        cost = surgery.analyse(model, example.to(next(model.parameters()).device)).cost({})
+        return {"macs": cost.macs, "params": cost.params}
+
+    return replace(found, cost=replace(found.cost, **work.folder.once(f"{name}-counted", count)))
 
 
 def _judge(

@@ -46,7 +46,7 @@ def result(
         "flipped": measure.flipped(base.scores, chosen.scores[STAGE_OF[chosen.default]]),
         "drop": chosen.drop,
         "proof_error": chosen.proof_error,
-        "ledger": ledger(work, base, widths, chosen),
+        "ledger": ledger(work, base, chosen),
         "ladder": chosen.ladder,
         "points": [{"name": p.name, "got": p.got, "drop": p.drop} for p in points],
         "notes": list(work.folder.notes),

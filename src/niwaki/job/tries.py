@@ -21,7 +21,7 @@ from torch import nn
 from niwaki import evaluate, files, prune, surgery, train
 from niwaki.cost import Cost
 from niwaki.data import DataSet
-from niwaki.errors import PlanError
+from niwaki.errors import ModelError, PlanError
 from niwaki.job import work
 from niwaki.search import supernet
 from niwaki.search.trials import Setting, Trial
@@ -80,7 +80,7 @@ class Tries:
         if width == 1:
             return model, axes.cost({})
         keep = prune.choose(axes, prune.score(model, axes, by="l2"), ratio=1 - width, min_width=0)
-        return surgery.shrink(model, axes, keep, example=self.example), axes.cost(keep)
+        return surgery.smaller(model, axes, keep, example=self.example), axes.cost(keep)
 
     def file(self, setting: Mapping[str, Any], epochs: int, kind: str) -> Path:
         """Where a trial keeps its file of a kind: `checkpoint` or `safetensors`."""
@@ -91,7 +91,13 @@ class Tries:
         """A setting trained and scored: `setting epochs cost seconds`, and `val test` or, where the training
         broke down, `error`; its weights are stored."""
         began = time.perf_counter()
-        network, cost = self.network(setting)
+        try:
+            network, cost = self.network(setting)
+        except ModelError as error:  # the other settings may do
+            if not error.code.startswith(("prune-", "program-")):
+                raise
+            failed: Trial = {"setting": setting, "epochs": epochs, "cost": cost_of(Cost())}
+            return {**failed, "val": None, "test": None, "error": str(error), **_seconds(began)}
         trial: Trial = {"setting": setting, "epochs": epochs, "cost": cost_of(cost)}
         knobs: dict[str, Any] = {"seed": self.seed, **{k: setting[k] for k in TRAINING if k in setting}}
         checkpoint = self.file(setting, epochs, "checkpoint")

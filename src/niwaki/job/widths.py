@@ -185,7 +185,7 @@ class Widths:
             path.parent.mkdir(parents=True, exist_ok=True)
             calib = self.work.calibration()[:_CALIB] if precision == "int8" else None
             runtimes.load("onnx").export(
-                surgery.shrink(self.model, self.axes, keep),
+                surgery.smaller(self.model, self.axes, keep),
                 self.work.spec,
                 path,
                 task=self.work.task,

@@ -6,6 +6,7 @@ import fnmatch
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,13 +47,14 @@ def choose(
         min_width: share of a group that stays at least, and never fewer than one atom, unless all its axes
             have other channels too (zero padding of a shortcut): such a group may go entirely.
         skip: name patterns of groups left whole, matched against any member's parameter name.
-        keep: exact widths by group name, which override the ratio.
+        keep: exact widths by group name, which override the ratio, `multiple` and `min_width`.
     Raises:
         PlanError: a knob is out of range, or a pattern or name matches nothing. [prune-ratio, prune-scope,
-            prune-skip]
+            prune-skip, prune-width]
     """
     patterns = _parsed(ratios)
-    _check(axes, [ratio, *patterns.values()], scope, keep or {})
+    _check(axes, [ratio, *patterns.values()], scope)
+    _check_widths(axes, keep or {}, multiple, min_width)
     _check_patterns(axes, skip, patterns)
     groups = [g for g in axes.groups if not _matches(g, skip) and (not g.secondary or g.name in patterns)]
     own = {g.name: next((r for p, r in patterns.items() if _named(g, p)), None) for g in groups}
@@ -60,13 +62,11 @@ def choose(
     widths = {g.name: round(g.size * (1 - r)) for g in groups if (r := own[g.name]) is not None}
     for ranked in together:
         widths |= _lowest(ranked, scores, ratio) if scope != "local" else _local(ranked, ratio)
-    widths |= dict(keep or {})
     out: dict[str, list[int]] = {}
     for group in axes.groups:
-        if group.name not in widths:
-            continue
         least = 0 if group.optional else max(1, math.ceil(min_width * group.size - 1e-9))
-        width = _rounded(widths[group.name], multiple, least=least, size=group.size)
+        rounded = _rounded(widths.get(group.name, group.size), multiple, least=least, size=group.size)
+        width = (keep or {}).get(group.name, rounded)
         if width < group.size:
             out[group.name] = best(scores[group.name], width)
     return out
@@ -97,10 +97,21 @@ def _local(groups: Sequence[Group], ratio: float) -> dict[str, int]:
 
 
 def _lowest(groups: Sequence[Group], scores: Scores, ratio: float) -> dict[str, int]:
-    """Widths without the lowest scores of all these groups; of equal scores at the border all stay."""
-    every = np.sort(np.concatenate([scores[g.name] for g in groups]))
-    threshold = every[min(len(every) - 1, int(ratio * len(every)))]
-    return {g.name: int((scores[g.name] >= threshold).sum()) for g in groups}
+    """Widths without the lowest scores of all these groups; of equal scores those placed earlier stay, and
+    places are shares of a group, so that groups that are all alike lose alike."""
+    every = np.concatenate([scores[g.name] for g in groups])
+    places = np.concatenate([_places(scores[g.name]) for g in groups])
+    owners = np.repeat(np.arange(len(groups)), [g.size for g in groups])
+    order = np.lexsort((places, -every))
+    stay = np.bincount(owners[order[: len(every) - int(ratio * len(every))]], minlength=len(groups))
+    return {g.name: int(count) for g, count in zip(groups, stay, strict=True)}
+
+
+def _places(scores: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Where each atom comes in its own group, the best first, 0 to below 1."""
+    places = np.empty(len(scores))
+    places[np.argsort(-scores, kind="stable")] = np.arange(len(scores)) / max(1, len(scores))
+    return places
 
 
 def _matches(group: Group, patterns: Sequence[str]) -> bool:
@@ -144,7 +155,7 @@ def _check_patterns(axes: Axes, skip: Sequence[str], patterns: Iterable[str]) ->
         )
 
 
-def _check(axes: Axes, ratios: Sequence[float], scope: str, keep: Mapping[str, int]) -> None:
+def _check(axes: Axes, ratios: Sequence[float], scope: str) -> None:
     for ratio in ratios:
         if not 0 <= ratio < 1:
             raise PlanError(
@@ -157,9 +168,25 @@ def _check(axes: Axes, ratios: Sequence[float], scope: str, keep: Mapping[str, i
             "labelled images: niwaki fit, or search.allocate.",
             code="prune-scope",
         )
-    unknown = set(keep) - {group.name for group in axes.groups}
+
+
+def _check_widths(axes: Axes, keep: Mapping[str, int], multiple: int, min_width: float) -> None:
+    groups = {group.name: group for group in axes.groups}
+    unknown = set(keep) - set(groups)
     if unknown:
         raise PlanError(
             f"prune: no group named {sorted(unknown)[0]!r}; `niwaki doctor --groups` lists them.",
             code="prune-skip",
+        )
+    for name, width in keep.items():
+        least = 0 if groups[name].optional else 1
+        if not least <= width <= groups[name].size:
+            raise PlanError(
+                f"prune: widths asks for {width} of {name}; expected {least} to {groups[name].size}.",
+                code="prune-width",
+            )
+    if multiple < 1 or not 0 <= min_width <= 1:
+        raise PlanError(
+            f"prune: multiple is at least 1 and min_width a share from 0 to 1, got {multiple} and {min_width}.",
+            code="prune-width",
         )

@@ -137,12 +137,13 @@ def _reaching(source: Call, path: list[Call]) -> Any:
             return values[x]
         return torch.ones(shape_of(meta)) if isinstance(meta, Tensor) else int(meta.node.hint)
 
-    for node in path:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-        call = torch.ops.aten.reshape.default if operator_of(node) == "view" else node.target
-        values[node] = call(*args, **kwargs)
     if not path:
         return np.ones(leaf.shape[-1 if operator_of(source) == "linear" else 1], bool)
-    (gradient,) = torch.autograd.grad(values[path[-1]].sum(), leaf)
+    with torch.enable_grad():  # the caller may have switched gradients off
+        for node in path:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+            call = torch.ops.aten.reshape.default if operator_of(node) == "view" else node.target
+            values[node] = call(*args, **kwargs)
+        (gradient,) = torch.autograd.grad(values[path[-1]].sum(), leaf)
     channel = leaf.dim() - 1 if operator_of(source) == "linear" else 1
     return gradient.abs().movedim(channel, 0).flatten(1).sum(1).numpy() > 0

@@ -166,7 +166,7 @@ def slimming(
 ) -> nn.Module:
     """A trained copy of the same shape, its needless batch norm scales near zero, in eval mode.
 
-    `prune.channels(score="bn", scope="global")` takes the channels out afterwards.
+    `prune.channels(score="bn", normalise="none", scope="global")` takes the channels out afterwards.
 
     Args:
         strength: weight of the penalty, summed over channels.

@@ -25,6 +25,7 @@ from torch.nn import functional
 from niwaki import loop, prune, surgery
 from niwaki.batches import Batch
 from niwaki.cost import Cost
+from niwaki.errors import ParityError
 from niwaki.evaluate import Readable
 from niwaki.spec import Spec
 from niwaki.surgery import Axes
@@ -146,13 +147,15 @@ def _random(space: Widths) -> Path_:
 def _run(learner: nn.Module, space: Widths, path: Path_, images: Tensor) -> Tensor:
     """A path's output, as a function of the shared weights."""
     keep = space.keep(path)
-    small = surgery.shrink(learner, space.axes, keep)
-    kept = space.axes.kept_indices(keep)
+    small = surgery.smaller(learner, space.axes, keep)
+    kept, factors = space.axes.kept_indices(keep), dict(surgery.attention_factors(space.axes, keep))
     shared: dict[str, Any] = {}
     for name, parameter in learner.named_parameters():
         piece: Tensor = parameter
         for axis, indices in kept.get(name, {}).items():
             piece = piece.index_select(axis, torch.tensor(indices, device=piece.device))
+        if name in factors:  # as `shrink` scales queries whose heads get smaller
+            piece = piece * factors[name].to(piece).reshape(-1, *[1] * (piece.dim() - 1))
         shared[name] = piece
     said: Tensor = torch.func.functional_call(small, shared, (images,))
     return said
@@ -173,9 +176,21 @@ def cut(
     Args:
         model: the trained supernet; it is not changed.
         train: the split whose first `count` images batch norms are measured on.
-        example: an input to try the result on; None skips the trial.
+        example: an input `[B, ...]` to prove the cut on, as `prune.cut` does; None skips the proof.
+    Raises:
+        ParityError: the smaller model does not compute what the path does. [prune-proof]
     """
-    small = surgery.shrink(model, space.axes, space.keep(path), example=example)
+    keep = space.keep(path)
+    if example is None or not keep:
+        small = surgery.smaller(model, space.axes, keep)
+    else:
+        done = prune.cut(model, space.axes, keep, example=example)
+        if done.left:
+            name, reason = next(iter(done.left.items()))
+            raise ParityError(
+                f"search: {name} cannot be cut: {reason}. Leave the group whole.", code="prune-proof"
+            )
+        small = done.model
     measure_norms(small, spec=spec, train=train, count=count)
     return small.eval()
 

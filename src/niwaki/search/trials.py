@@ -135,7 +135,9 @@ def sampled(space: Space, *, count: int, seed: int = 0) -> list[Setting]:
         every = grid(space)
         return [every[i] for i in draw.permutation(len(every))[:count]]
     out: list[Setting] = []
-    while len(out) < count:
+    for _ in range(100 * count):  # a narrow range holds fewer numbers of four digits than were asked for
+        if len(out) == count:
+            break
         setting = {
             name: float(f"{values.at(draw.random()):.4g}")  # as many digits as a reader will copy
             if isinstance(values, Range)

@@ -5,7 +5,19 @@ knows why a channel goes (that is `niwaki.prune`). `difference` writes a changed
 """
 
 from niwaki.surgery.axes import Axes, Group, Keep, Kept, analyse
-from niwaki.surgery.shrink import rewrite, shrink
+from niwaki.surgery.shrink import attention_factors, rewrite, shrink, smaller
 from niwaki.surgery.trace import Traced, trace
 
-__all__ = ["Axes", "Group", "Keep", "Kept", "Traced", "analyse", "rewrite", "shrink", "trace"]
+__all__ = [
+    "Axes",
+    "Group",
+    "Keep",
+    "Kept",
+    "Traced",
+    "analyse",
+    "attention_factors",
+    "rewrite",
+    "shrink",
+    "smaller",
+    "trace",
+]

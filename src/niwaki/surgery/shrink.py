@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -59,6 +60,20 @@ def shrink(
     numbers = partial(_graph_outputs, model, axes, keep, example) if kept is None else lambda: None
     mend.mend(small, axes, keep, example=example, wanted=numbers, checked=checked)
     return small
+
+
+def smaller(model: nn.Module, axes: Axes, keep: Keep, *, example: Any = None) -> nn.Module:
+    """`shrink`, or where the class cannot be mended `rewrite`; a proposal, not proven.
+
+    Raises:
+        ModelError: neither can. [prune-empty, prune-range, prune-unmendable, program-operator, program-export]
+    """
+    try:
+        return shrink(model, axes, keep, example=example)
+    except ModelError as error:
+        if error.code != "prune-unmendable":
+            raise
+        return rewrite(model, axes, keep, example=example)
 
 
 def rewrite(model: nn.Module, axes: Axes, keep: Keep, *, example: Any = None) -> program.Program:
@@ -182,7 +197,15 @@ def _set_norm(
 
 
 def _keep_attention_scale(small: nn.Module, axes: Axes, keep: Keep) -> None:
-    """Attention that divides by the root of its head size goes on dividing by the original one.
+    """Attention that divides by the root of its head size goes on dividing by the original one."""
+    for name, factors in attention_factors(axes, keep):
+        tensor = small.get_parameter(name)
+        with torch.no_grad():
+            tensor.mul_(factors.to(tensor).reshape(-1, *[1] * (tensor.dim() - 1)))
+
+
+def attention_factors(axes: Axes, keep: Keep) -> Iterator[tuple[str, Tensor]]:
+    """Parameters whose kept rows a cut multiplies, and by what, `[rows that stay]`.
 
     softmax(q k / sqrt(E)) with E now E' divides by sqrt(E'), so q is multiplied by sqrt(E' / E): its rows of
     the projection (or the norm behind it) carry the factor.
@@ -194,19 +217,16 @@ def _keep_attention_scale(small: nn.Module, axes: Axes, keep: Keep) -> None:
         query = node.args[0]
         before, after = shape_of(query.meta["val"])[-1], axes.shape(query, alive)[-1]
         if before != after and node.kwargs.get("scale") is None:
-            _scale_source(small, axes, kept, query, factor=math.sqrt(after / before))
+            yield from _source_factors(axes, kept, query, factor=math.sqrt(after / before))
 
 
-def _scale_source(small: nn.Module, axes: Axes, kept: Kept, query: Call, *, factor: float) -> None:
+def _source_factors(axes: Axes, kept: Kept, query: Call, *, factor: float) -> Iterator[tuple[str, Tensor]]:
     source, path = _source_of_query(query)
     rows = _reaches(source, path, query)
     names = [axes.traced.names.get(x.name) for x in source.args[1:] if isinstance(x, fx.Node)]
     for name in (n for n in names if n):
-        tensor = small.get_parameter(name)
         stays = kept.get(name, {}).get(0, list(range(len(rows))))
-        chosen = rows[torch.tensor(stays)]
-        with torch.no_grad():
-            tensor[chosen.to(tensor.device)] *= factor
+        yield name, torch.where(rows[torch.tensor(stays)], factor, 1.0)
 
 
 def _source_of_query(query: Call) -> tuple[Call, list[Call]]:
@@ -239,10 +259,11 @@ def _reaches(source: Call, path: list[Call], query: Call) -> Tensor:
         meta = x.meta["val"]
         return torch.ones(shape_of(meta)) if isinstance(meta, Tensor) else int(meta.node.hint)
 
-    for node in path:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-        call = torch.ops.aten.reshape.default if operator_of(node) == "view" else node.target
-        values[node] = call(*args, **kwargs)  # type: ignore[operator]
-    (gradient,) = torch.autograd.grad(values[query].sum(), leaf)
+    with torch.enable_grad():  # the caller may have switched gradients off
+        for node in path:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+            call = torch.ops.aten.reshape.default if operator_of(node) == "view" else node.target
+            values[node] = call(*args, **kwargs)  # type: ignore[operator]
+        (gradient,) = torch.autograd.grad(values[query].sum(), leaf)
     channel = 1 if operator_of(source) == "conv2d" else leaf.dim() - 1
     return gradient.abs().movedim(channel, 0).flatten(1).sum(1) > 0
