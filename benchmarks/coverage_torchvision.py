@@ -2,7 +2,7 @@
 
     python benchmarks/coverage_torchvision.py --out coverage_torchvision.json       # all, some minutes
     python benchmarks/coverage_torchvision.py --only resnet18,fcn_resnet50
-    python benchmarks/coverage_torchvision.py --out FILE.json --page docs/coverage-torchvision.md   # the table alone
+    python benchmarks/coverage_torchvision.py --out FILE.json --page docs/coverage-torchvision.md   # only that
 
 The smallest network of each classification family, the segmentation networks and the backbones of the
 detectors, untrained, at small inputs. A line per model: share of parameters that is prunable, share of MACs
@@ -138,13 +138,14 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     own = sum(found["result"] == "module" for found in done)
     head = f"""# Coverage of torchvision
 
-The smallest network of each classification family, the segmentation networks and the backbones of the detectors,
-untrained, at small inputs, cut to half the multiply-adds. Written by `python benchmarks/coverage_torchvision.py
---page docs/coverage-torchvision.md`; no figure is typed by hand.
+The smallest network of each classification family, the segmentation networks and the backbones of the
+detectors, untrained, at small inputs, cut to half the multiply-adds. Written by
+`python benchmarks/coverage_torchvision.py --page docs/coverage-torchvision.md`; no figure is typed by hand.
 
-{len(done)} of {len(results)} cut and proven, worst error on redrawn weights {worst:.1e}; {own} as their own class, the
-others as their graph with the same parameter names. Columns as in [coverage of timm](coverage.md); seconds are of all
-of `niwaki doctor`: export, analysis, choice of widths, cut and both proofs.
+{len(done)} of {len(results)} cut and proven, worst error on redrawn weights {worst:.1e}; {own} as their
+own class, the others as their graph with the same parameter names. Columns as in
+[coverage of timm](coverage.md); seconds are of all of `niwaki doctor`: export, analysis, choice of widths,
+cut and both proofs.
 
 | model | prunable | MACs asked | MACs left | proof | result | groups left whole | seconds |
 |---|---|---|---|---|---|---|---|
