@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -339,13 +341,48 @@ def from_the_shell(saved: Artifact, image: np.ndarray, direct: np.ndarray, folde
     page = folder / "page"
     assert main([*words, "-o", str(folder / "out.npy"), "--viewer", str(page)]) == 0
     assert "outline" in (page / "index.html").read_text() and list((page / "classes").rglob("*.png"))
-    for wrong in (
-        [],
-        ["-o", "out.tif"],
-        ["-o", "out.npy", "--overlap", "64"],
-        ["-o", str(folder / "o.geojson")],
+    large_and_in_bands(saved, image, direct, folder)
+    refused_by_name(words, folder)
+
+
+def large_and_in_bands(saved: Artifact, image: np.ndarray, direct: np.ndarray, folder: Path) -> None:
+    """16 bits of more bands, by window: the map of numbers is on disk, as 1 MB does not hold it."""
+    wide = np.tile(image[..., ::-1], (4, 6, 1)).astype(np.uint16) * 8
+    np.save(folder / "wide.npy", np.concatenate((wide, wide[..., :1]), 2))
+    words = ["predict", str(saved.path), str(folder / "wide.npy"), "--memory", "1MB", "--bands", "3,2,1"]
+    words += ["--range", "0", "2040", "--tile", "64"]
+    assert main([*words, "-o", str(folder / "wide_out.npy")]) == 0
+    find = instances.finder(saved.session("onnx"), TASK)
+    expected = instances.tiled(find, np.tile(image, (4, 6, 1)), tile=64, context=16).labels
+    np.testing.assert_array_equal(np.load(folder / "wide_out.npy"), expected)
+    for ending in ("tif", "zarr"):
+        assert main([*words, "-o", str(folder / f"wide_out.{ending}")]) == 0
+    np.testing.assert_array_equal(pytest.importorskip("tifffile").imread(folder / "wide_out.tif"), expected)
+    assert not [path.name for path in folder.glob(".*")]
+
+
+def refused_by_name(words: list[str], folder: Path) -> None:
+    """What a model of objects does not do is no silent word; and the scene is never the output."""
+    out = ["-o", str(folder / "new.npy")]
+    for wrong, says in (
+        ([], "takes one image"),
+        (["-o", "out.jpg"], "are written to"),
+        (["-o", str(folder / "o.geojson")], "no transform"),
+        (["-o", words[2]], "would be lost"),
+        ([*out, "--overlap", "64"], "--overlap"),
+        ([*out, "--with", words[1]], "--with"),
+        ([*out, "--turns", "hflip", "--exact"], "--turns, --exact"),
+        ([*out, "--probabilities"], "--probabilities"),
+        ([*out, "--nodata", "0"], "--nodata"),
+        ([*out, "--tile", "32"], "--tile"),
+        ([*out, "--blend", "crop", "--join", "vote", "--weights", "1"], "--weights, --join, --blend"),
+        ([*out, "--bands", "9"], "bands 1 to 3"),
     ):
-        assert main([*words, *wrong]) == 1
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            assert main([*words, *wrong]) == 1
+        assert says in said.getvalue(), wrong
+    assert not (folder / "new.npy").exists()
 
 
 def placed_on_the_earth(saved: Artifact, image: np.ndarray, count: int, folder: Path) -> None:

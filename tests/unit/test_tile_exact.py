@@ -137,7 +137,7 @@ def test_exact_tiles_give_the_whole_image(exported: Path) -> None:
 
 @pytest.mark.parametrize("size", [(60, 230), (96, 50), (30, 31)])
 def test_exact_tiles_of_a_scene_smaller_than_a_tile(exported: Path, size: tuple[int, int]) -> None:
-    """A model of a fixed size would see the scene mirrored, so it is refused; of any size, tiles are smaller."""
+    """A model of a fixed size would see it mirrored and is refused; one of any size gets smaller tiles."""
     field = tile.receptive_field(exported)
     scene = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
     got = np.zeros((3, *size), np.float32)

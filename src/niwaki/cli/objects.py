@@ -1,4 +1,4 @@
-"""`niwaki predict -o` with a model of the instances task: the objects of an image, numbered, in one file."""
+"""`niwaki predict -o` with a model of the instances task: the objects of a scene, numbered, in one file."""
 
 from __future__ import annotations
 
@@ -6,110 +6,82 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from niwaki.cli.scene import source
+from niwaki.cli.scene import bar, source
 from niwaki.cli.screen import Answer
 from niwaki.errors import SpecError
 
 if TYPE_CHECKING:
     from niwaki.artifact import Artifact
 
-ENDINGS = (".npy", ".png", ".json", ".geojson")
-
 
 def run(args: argparse.Namespace, artifact: Artifact) -> Answer:
-    """Find the objects of one image and write them."""
+    """Find the objects of one scene and write them."""
     from niwaki import instances
+    from niwaki.tile import objects
 
     _check(args, artifact)
     assert isinstance(artifact.task, instances.Instances)
-    side = artifact.spec.size_hw[0]
-    image = artifact.spec.pixels(source(args.paths[0], artifact.spec.bands))
-    predict = artifact.session("onnx", precision=args.precision, threads=args.threads)
+    side, out = artifact.spec.size_hw[0], Path(args.out)
+    scene = source(args.paths[0], artifact.spec.bands)
     context = side // 4 if args.overlap is None else args.overlap // 2
-    found = instances.tiled(
-        instances.finder(predict, artifact.task), image, tile=side, context=context, slack=min(8, context)
-    )
-    if Path(args.out).suffix.lower() == ".geojson":
-        _geojson(args, found)
-    else:
-        _write(Path(args.out), found)
-    value: dict[str, Any] = {"out": str(args.out), "objects": len(found.scores), "cut": found.cut}
-    text = f"{args.out}: {len(found.scores)} objects"
+    scale = tuple(args.range) if args.range else artifact.spec.scale or "bits"
+    asked: dict[str, Any] = {"memory_mb": args.memory, "scale": scale, "bands": args.bands, "level": args.level}
+    with objects.opened(scene, channels=artifact.spec.channels, tile=side, **asked) as (pixels, raster):
+        objects.check(out, scene, raster)
+        predict = artifact.session("onnx", precision=args.precision, threads=args.threads)
+        find = instances.finder(predict, artifact.task)
+        with objects.label_map(raster.shape[:2], out, memory_mb=args.memory) as labels:
+            with bar() as show:
+                found = objects.found_in(find, pixels, out=labels, tile=side, context=context, show=show)
+            written = objects.write(found, out, raster=raster, memory_mb=args.memory)
+            page = _viewer(args, artifact, scene, found) if args.viewer else None
+    return _answer(found, out, written, page, context)
+
+
+def _answer(found: Any, out: Path, written: Path, page: Path | None, context: int) -> Answer:
+    """What is said of it; exit code 3 where the file asked for holds no such numbers."""
+    value: dict[str, Any] = {"out": str(written), "objects": len(found.scores), "cut": found.cut}
+    text = f"{written}: {len(found.scores)} objects"
     if found.cut:
         text += f", {found.cut} of them larger than the tiles' overlap and cut: --overlap {4 * context}"
-    if args.viewer:
-        value["viewer"] = str(_viewer(args, found))
-        text += f"\n{value['viewer']}"
-    return Answer(value, text=text)
+    if written != out:
+        text += f"\n{out} was not written: a PNG numbers 65535 objects"
+    if page is not None:
+        value["viewer"] = str(page)
+        text += f"\n{page}"
+    return Answer(value, text=text, exit_code=0 if written == out else 3)
 
 
-def _geojson(args: argparse.Namespace, found: Any) -> None:
-    """Objects as polygons in WGS 84, where the scene says where it lies; a whole file or none."""
-    import numpy as np
-
-    from niwaki import files, instances
-    from niwaki.tile import geojson
-    from niwaki.tile.readers import open_source
-
-    scene = open_source(args.paths[0], memory=64 << 20)
-    try:
-        project = geojson.projection(scene.geo)
-    finally:
-        scene.close()
-    scores = [float(found.scores[int(k) - 1]) for k in np.unique(found.labels) if k]
-    files.write_json(Path(args.out), instances.to_geojson(found.labels, scores=scores, project=project))
-
-
-def _viewer(args: argparse.Namespace, found: Any) -> Path:
+def _viewer(args: argparse.Namespace, artifact: Artifact, scene: Any, found: Any) -> Path:
     """The page to look at scene and objects: filled, with the lines between them."""
-    import numpy as np
+    from niwaki import tile
+    from niwaki.tile import objects
 
-    from niwaki import overlays, tile
-
-    here = found.labels > 0
-    kinds = np.where(overlays.borders(found.labels) & here, 2, here).astype(np.uint8)
-    return tile.viewer(args.paths[0], kinds, args.viewer, classes=("background", "object", "outline"))
+    shown = objects.kinds(found.labels)
+    classes = ("background", "object", "outline")
+    return tile.viewer(scene, shown, args.viewer, classes=classes, level=args.level, names=artifact.spec.bands)
 
 
 def _check(args: argparse.Namespace, artifact: Artifact) -> None:
-    """Raises where the words do not fit together. [tile-knob]"""
+    """Raises where the words do not fit together, or are none of this task's. [tile-knob]"""
+    side = artifact.spec.size_hw[0]
+    # what a model of objects does not do, and is not to be thought done
+    others = {
+        "--with": args.others, "--turns": args.turns, "--weights": args.weights, "--exact": args.exact,
+        "--probabilities": args.probabilities, "--nodata": args.nodata is not None, "--top": args.top,
+        "--jsonl": args.jsonl, "--join": args.join != "mean", "--blend": args.blend != "hann",
+        "--tile": args.tile not in (None, side, (side, side)),
+    }  # fmt: skip
+    given = [word for word, is_set in others.items() if is_set]
     fault = ""
     if not args.out or len(args.paths) != 1:
         fault = "a model of objects takes one image and -o FILE"
-    elif Path(args.out).suffix.lower() not in ENDINGS:
-        fault = f"objects are written to a file ending in {', '.join(ENDINGS)}"
+    elif given:
+        fault = f"a model of objects has no {', '.join(given)}; leave it out"
+        fault += f" (its tiles are {side} x {side})" if "--tile" in given else ""
     elif artifact.spec.size_hw[0] != artifact.spec.size_hw[1]:
         fault = f"objects need square tiles, and the model takes {artifact.spec.size_hw}"
-    elif args.overlap is not None and args.overlap >= artifact.spec.size_hw[0]:
-        fault = f"--overlap must be below the tile's {artifact.spec.size_hw[0]} pixels"
+    elif args.overlap is not None and args.overlap >= side:
+        fault = f"--overlap must be below the tile's {side} pixels"
     if fault:
         raise SpecError(f"niwaki predict: {fault}.", code="tile-knob")
-
-
-def _write(path: Path, found: Any) -> None:
-    """Numbers as .npy int64 or .png of 16 bits, or COCO results as .json; a whole file or none."""
-    import io
-
-    import numpy as np
-    from PIL import Image
-
-    from niwaki import files, instances
-
-    if path.suffix.lower() == ".json":
-        # of an object that others cover whole there is nothing to write
-        shown = [int(k) for k in np.unique(found.labels) if k]
-        scores = [float(found.scores[k - 1]) for k in shown]
-        files.write_json(path, instances.to_coco(found.labels, image=0, scores=scores))
-        return
-    buffer = io.BytesIO()
-    if path.suffix.lower() == ".npy":
-        np.save(buffer, found.labels)
-    elif len(found.scores) < 2**16:
-        Image.fromarray(found.labels.astype(np.uint16)).save(buffer, "PNG")
-    else:
-        raise SpecError(
-            f"niwaki predict: {path.name}: a PNG holds 65535 objects, and there are {len(found.scores)}. "
-            "Write .npy or .json.",
-            code="tile-knob",
-        )
-    files.write_bytes(path, buffer.getvalue())

@@ -19,13 +19,13 @@ from niwaki.errors import SpecError
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments that go with -o."""
-    group = parser.add_argument_group("scenes of any size, with -o (segmentation)")
+    group = parser.add_argument_group("scenes of any size, with -o (segmentation, objects)")
     arg = group.add_argument
     arg(
         "-o",
         "--out",
         metavar="FILE",
-        help="write the whole prediction: .tif (COG), .zarr, .npy, .png, .geojson",
+        help="write the whole prediction: .tif (COG), .zarr, .npy, .png, .geojson; of objects .json (COCO) too",
     )
     arg("--memory", type=megabytes, default=512.0, metavar="SIZE", help="e.g. 512MB, 2GB (default 512MB)")
     arg("--tile", type=size, metavar="PX", help="tile's side or HxW (default: the model's)")
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     if args.exact:
         field = tile.widest([tile.receptive_field(_file(a, args.precision)) for a in artifacts])
         tile.prove(predictor, field, channels=first.spec.channels)
-    with _bar() as show:
+    with bar() as show:
         stats = tile.predict(
             predictor,
             scene,
@@ -178,7 +178,7 @@ def _predictor(args: argparse.Namespace, artifacts: list[Any]) -> tuple[Any, str
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[Callable[[Any], None]]:
+def bar() -> Iterator[Callable[[Any], None]]:
     """A bar on a terminal, else a line for each tenth."""
     if not sys.stderr.isatty():
         said = [-1]

@@ -31,6 +31,7 @@ Palette = tuple[tuple[int, int, int], ...]
 _SUFFIXES = {
     "classes": (".tif", ".tiff", ".npy", ".zarr", ".png", ".geojson"),
     "probabilities": (".tif", ".tiff", ".npy", ".zarr"),
+    "objects": (".npy", ".tif", ".tiff", ".zarr", ".png", ".json", ".geojson"),
 }
 
 
