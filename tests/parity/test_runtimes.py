@@ -203,6 +203,19 @@ def test_tensorrt_takes_its_int8_graph_and_computes_much_the_same(tmp_path: Path
     assert np.abs(one - other).max() < 0.1
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_tensorrt_files_say_their_precision_whatever_they_are_called(precision: str, tmp_path: Path) -> None:
+    made = runtimes.load("tensorrt")
+    path = made.export(plain(), SPEC, tmp_path / "float16.onnx", task=TASK, precision=precision)
+    path = path.rename(tmp_path / "my model.onnx")
+    assert made.marked(path.read_bytes(), path) == precision
+    proto = onnx.load(path)
+    del proto.metadata_props[:]
+    with pytest.raises(RuntimeFailed, match="my model") as caught:
+        made.marked(proto.SerializeToString(), path)
+    assert caught.value.code == "runtime-signature"
+
+
 def test_tensorrt_refuses_operators_by_name() -> None:
     node = onnx.helper.make_node("NonMaxSuppression", ["a"], ["b"], "odd")
     graph = onnx.helper.make_graph([node], "g", [], [])

@@ -36,6 +36,8 @@ RECIPES = True
 PRECISIONS = ("float32", "float16", "int8")
 PROVED_BY = "onnx"
 """The runtime that an export is proven on; TensorRT itself needs a GPU."""
+MARK = "niwaki.precision"
+"""The property of the file that says which numbers an engine is built for; its name says nothing."""
 BATCHES = (1, 1, 64)
 """Smallest, usual and largest batch that an engine is built for."""
 
@@ -48,7 +50,7 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
     Raises:
         MissingExtra: tensorrt is not installed. [extra-missing]
         RuntimeFailed: there is no GPU, it cannot be read, or TensorRT refuses it.
-            [runtime-device, runtime-missing, runtime-refused]
+            [runtime-device, runtime-missing, runtime-refused, runtime-signature]
     """
     path = Path(path)
     data = read(path)
@@ -59,8 +61,9 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
         raise RuntimeFailed("tensorrt: there is no NVIDIA GPU here.", code="runtime-device")
     from niwaki.runtimes import tensorrt_engine
 
+    half = marked(data, path) == "float16"
     try:
-        engine, sizes, answer = tensorrt_engine.build(trt, data, half=path.stem == "float16", batches=BATCHES)
+        engine, sizes, answer = tensorrt_engine.build(trt, data, half=half, batches=BATCHES)
         run = tensorrt_engine.runner(trt, cuda, engine, answer)
     except RuntimeError as error:
         raise refused(path, "TensorRT", error) from error
@@ -104,10 +107,27 @@ def export(
             f"{f' (and {len(found) - 1} more)' if len(found) > 1 else ''}. Use another runtime or precision.",
             code="export-failed",
         )
+    onnx.helper.set_model_props(proto, {MARK: precision})
     files.write_bytes(path, proto.SerializeToString(deterministic=True))
     if prove:
-        parity.prove(model, path, spec, task=task, precision=inner, calib=calib, runtime=PROVED_BY)
+        parity.prove(model, path, spec, task=task, precision=inner, calib=calib, runtime="tensorrt")
     return path
+
+
+def marked(data: bytes, path: Path) -> str:
+    """The precision that an exported file says it is for.
+
+    Raises:
+        RuntimeFailed: it says none. [runtime-signature]
+    """
+    found = wire.properties(data).get(MARK, "")
+    if found not in PRECISIONS:
+        raise RuntimeFailed(
+            f"{path.name}: says no precision ({found!r} under {MARK}), expected one of "
+            f"{', '.join(PRECISIONS)}. Export it again: niwaki export --runtime tensorrt.",
+            code="runtime-signature",
+        )
+    return found
 
 
 def _gpus(cuda: Any) -> int:

@@ -1,5 +1,5 @@
-"""Reads just enough of an ONNX file's protobuf to see whether it keeps tensors in other files. No
-onnx needed.
+"""Reads just enough of an ONNX file's protobuf to see whether it keeps tensors in other files, and what it says
+of itself. No onnx needed.
 
 ONNX lets a tensor live in a file named inside the model; a model from elsewhere could so name any
 file of the machine. niwaki never writes such tensors and refuses them. Only the fields below are
@@ -32,6 +32,7 @@ _CHILDREN: dict[str, dict[int, str]] = {
     "tensor": {},
 }
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
+_PROPERTIES = 14  # of the model
 _MAX_DEPTH = 64
 
 
@@ -61,6 +62,17 @@ def refuse_external(data: bytes, path: Path) -> None:
         raise RuntimeFailed(
             f"{path.name}: is no ONNX file ({error}). Export it again.", code="runtime-refused"
         ) from error
+
+
+def properties(data: bytes) -> dict[str, str]:
+    """The metadata of an ONNX file that `refuse_external` has read: what it says of itself, by name."""
+    found = {}
+    for field, body in _fields(memoryview(data)):
+        if field == _PROPERTIES and isinstance(body, memoryview):
+            entry = {key: value for key, value in _fields(body) if isinstance(value, memoryview)}
+            key, value = (bytes(entry.get(number, b"")).decode(errors="replace") for number in (1, 2))
+            found[key] = value
+    return found
 
 
 def _fields(body: memoryview) -> Iterator[tuple[int, int | memoryview]]:
