@@ -12,6 +12,8 @@ from tests.unit.test_quantize import WIDE, images, opened, rounded, settled
 from torch import Tensor, nn
 
 from niwaki import evaluate, runtimes
+from niwaki.errors import ParityError
+from niwaki.runtimes import parity
 from niwaki.tasks import Classify
 
 torch.set_num_threads(1)
@@ -59,6 +61,23 @@ def test_a_skipped_convolution_keeps_its_float_weights(kernel: Tensor | None, tm
     got = session(images(WIDE))
     assert (got.argmax(1) == given.argmax(1)).mean() >= 0.99
     assert np.abs(got - given).max() < 0.01
+
+
+def test_a_file_that_is_not_what_was_trained_fails_parity(tmp_path: Path) -> None:
+    float_model = settled(Three())
+    with torch.no_grad():
+        float_model.get_parameter("head.weight").mul_(30)  # else it is as unsure as a file without weights
+    model = rounded(float_model, WIDE)
+    path = runtimes.load("onnx").export(model, WIDE, tmp_path / "a.onnx", task=TASK, precision="int8")
+    proto = onnx.load(path)
+    middle = next(t for t in proto.graph.initializer if list(t.dims) == [8, 8, 1, 1])
+    middle.raw_data = bytes(len(middle.raw_data))
+    onnx.save(proto, path)
+    knobs = {"task": TASK, "calib": None, "precision": "int8"}
+    with pytest.raises(ParityError) as caught:
+        parity.prove(model, path, WIDE, runtime="onnx", **knobs)
+    assert caught.value.code == "parity"
+    parity.prove(model, path, WIDE, runtime="tensorrt", **knobs)  # whose int8 is another function
 
 
 def test_a_selector_of_channels_runs_on_whole_numbers(tmp_path: Path) -> None:

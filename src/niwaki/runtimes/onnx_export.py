@@ -80,8 +80,7 @@ def export(
         onnx_names.strip(proto)
     files.write_bytes(path, proto.SerializeToString(deterministic=True))
     if prove:
-        images = calib if calib is not None else parity.noise(spec, parity.IMAGES)
-        parity.check(model, path, spec, task=task, images=images[: parity.IMAGES], precision=precision)
+        parity.prove(model, path, spec, task=task, precision=precision, calib=calib, runtime="onnx")
     return path
 
 

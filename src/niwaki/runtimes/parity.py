@@ -3,7 +3,8 @@ error.
 
 For float32 the file must give the
 model's probabilities; int8 is another function on purpose, so its limit only catches a file that
-is broken, and what it costs is measured as accuracy on the validation split.
+is broken, and what it costs is measured as accuracy on the validation split. A model that was trained
+with fake quantizers is that function itself, so its file must agree with it.
 Shape letters: N images, H W pixels, C channels, K classes.
 """
 
@@ -19,9 +20,10 @@ from torch import nn
 
 from niwaki import runtimes
 from niwaki.errors import ParityError
-from niwaki.runtimes.limits import LIMITS, Parity, compare
+from niwaki.runtimes.limits import LIMITS, TRAINED, Parity, compare
 from niwaki.runtimes.limits import Limits as Limits
 from niwaki.spec import Spec
+from niwaki.surgery import fake_quantize
 from niwaki.tasks import Task
 
 IMAGES = 16
@@ -73,9 +75,11 @@ def prove(
     runtime: str,
 ) -> Parity:
     """`check` on up to 16 images, the calibration's, else random ones, on the runtime that can run it here."""
-    runtime = getattr(runtimes.load(runtime), "PROVED_BY", runtime)
+    proved_by = getattr(runtimes.load(runtime), "PROVED_BY", runtime)
+    if precision == "int8" and proved_by == runtime and fake_quantize.quantizers(model):
+        precision = TRAINED  # its scales are kept; those of TensorRT are others, which no other runtime proves
     images = calib if calib is not None else noise(spec, IMAGES)
-    return check(model, path, spec, task=task, images=images[:IMAGES], precision=precision, runtime=runtime)
+    return check(model, path, spec, task=task, images=images[:IMAGES], precision=precision, runtime=proved_by)
 
 
 def reference(
