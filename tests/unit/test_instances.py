@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from niwaki import instances as own
 from niwaki.errors import DataError
 from niwaki.instances.crops import packed, unpacked
+from niwaki.instances.pairs import meeting
 
 SIZE = (13, 17)
 
@@ -208,6 +210,45 @@ def test_pairs_and_their_metrics_equal_brute_force(one: Any, other: Any) -> None
         ]
         assert own.mean_precision(table) == pytest.approx(np.mean(precision))
     assert own.aji(table) == pytest.approx(brute_aji(truth, predicted, wanted))
+
+
+def boxes_drawn(seed: int, count: int, side: int) -> Any:
+    """Boxes of all sizes from one pixel on, a few as large as the image, with gaps and off the corner."""
+    draw = np.random.default_rng(seed)
+    corner = draw.integers(7, 7 + side, (count, 2))
+    size = np.minimum(
+        2 ** draw.integers(0, 1 + int(np.log2(side)), (count, 1)), draw.integers(1, side, (count, 2))
+    )
+    return np.concatenate([corner, corner + size], 1)
+
+
+def meets_naively(one: Any, other: Any) -> list[tuple[int, int]]:
+    return [
+        (t, p)
+        for t, (y, x, b, r) in enumerate(one.tolist())
+        for p in np.flatnonzero(
+            (other[:, 0] < b) & (other[:, 2] > y) & (other[:, 1] < r) & (other[:, 3] > x)
+        ).tolist()
+    ]
+
+
+@pytest.mark.parametrize("counts", [(0, 5), (5, 0), (1, 1), (40, 300), (5000, 30)])
+@pytest.mark.parametrize("side", [2, 50, 3000])
+def test_boxes_that_meet_are_all_found_in_order(counts: tuple[int, int], side: int) -> None:
+    one, other = (boxes_drawn(k, count, side) for k, count in enumerate(counts))
+    found = [pair for t, p in meeting(one, other) for pair in zip(t.tolist(), p.tolist(), strict=True)]
+    assert found == meets_naively(one, other)
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(20_000, 2), (80_000, 8)])
+def test_many_objects_meet_in_a_moment(count: int, seconds: float) -> None:
+    """All boxes against all take some 3 and 50 seconds."""
+    corner = np.random.default_rng(0).integers(0, int(20 * count**0.5), (count, 2))
+    boxes = np.concatenate([corner, corner + 12], 1)
+    began = time.perf_counter()
+    pairs = sum(len(t) for t, _ in meeting(boxes, boxes))
+    assert time.perf_counter() - began < seconds
+    assert count < pairs < 3 * count
 
 
 def brute_aji(truth: Any, predicted: Any, pairs: dict[tuple[int, int], float]) -> float:

@@ -7,7 +7,7 @@ Shape letters: T true objects, P predicted ones, S pairs that share a pixel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from niwaki.errors import DataError
 from niwaki.instances.crops import Crop, Masks, Shape, crops
 from niwaki.instances.labels import checked
 
+_PART = 4096
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -111,12 +112,11 @@ def pairs_of_masks(truth: Masks, predicted: Masks, *, shape: Shape | None = None
     predicted_crops, other = crops(predicted, shape=shape or size)
     if size != other:
         raise DataError(f"pairs: the truth is of {size} pixels, the prediction of {other}.", code="masks-shape")
-    boxes = _boxes(predicted_crops)
     pair: list[tuple[int, int]] = []
     shared: list[int] = []
-    for t, crop in enumerate(true_crops):
-        for p in _meeting(crop, boxes).tolist():
-            count = _common(crop, predicted_crops[p])
+    for those, others in meeting(_boxes(true_crops), _boxes(predicted_crops)):
+        for t, p in zip(those.tolist(), others.tolist(), strict=True):
+            count = _common(true_crops[t], predicted_crops[p])
             if count:
                 pair.append((t, p))
                 shared.append(count)
@@ -140,11 +140,63 @@ def _boxes(cut: Sequence[Crop]) -> Ints:
     return np.asarray(found, np.int64).reshape(-1, 4)
 
 
-def _meeting(crop: Crop, boxes: Ints) -> Ints:
-    y, x, mask = crop
-    bottom, right = y + mask.shape[0], x + mask.shape[1]
-    apart = (boxes[:, 0] >= bottom) | (boxes[:, 2] <= y) | (boxes[:, 1] >= right) | (boxes[:, 3] <= x)
-    return np.flatnonzero(~apart)
+def meeting(one: Ints, other: Ints) -> Iterator[tuple[Ints, Ints]]:
+    """Places in `one` `[N, 4]` and in `other` `[M, 4]` of all boxes that share a pixel, in order, part by part.
+
+    The others are sorted into grids by the corner where they begin, boxes of each power of two of lengths into
+    one whose cells are as large: those that reach a box begin in it or one cell before it, so what is looked at
+    grows with what is found, and one huge box does not widen the search for all.
+    """
+    origin = np.minimum(one[:, :2].min(0), other[:, :2].min(0)) if len(one) and len(other) else np.zeros(2, int)
+    grids = [_Grid(other, members, kind, origin) for kind, members in _kinds(other)]
+    for first in range(0, len(one), _PART):
+        part = one[first : first + _PART]
+        found = [grid.near(part) for grid in grids]
+        if not found:
+            return
+        t, p = (np.concatenate(column) for column in zip(*found, strict=True))
+        meets = (part[t, :2] < other[p, 2:]).all(1) & (other[p, :2] < part[t, 2:]).all(1)
+        t, p = t[meets], p[meets]
+        order = np.lexsort((p, t))
+        yield t[order] + first, p[order]
+
+
+def _kinds(boxes: Ints) -> list[tuple[int, Ints]]:
+    """Places of boxes whose longer side is at most 2^k and more than half of that, by k."""
+    longer = (boxes[:, 2:] - boxes[:, :2]).max(1, initial=1)
+    size = np.ceil(np.log2(longer)).astype(np.int64)
+    return [(kind, np.flatnonzero(size == kind)) for kind in np.unique(size).tolist()]
+
+
+class _Grid:
+    """Boxes `members` of at most 2^k a side, by the cell of 2^k a side that they begin in."""
+
+    def __init__(self, boxes: Ints, members: Ints, kind: int, origin: Ints) -> None:
+        self._kind, self._origin = kind, origin
+        rows, columns = ((boxes[members, :2] - origin) >> kind).T
+        self._last = int(rows.max()), int(columns.max())
+        keys = rows * (self._last[1] + 1) + columns
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._members = keys[order], members[order]
+
+    def near(self, boxes: Ints) -> tuple[Ints, Ints]:
+        """Places of boxes, and of members that begin in the cells from which they may reach them."""
+        first = np.maximum(0, (boxes[:, :2] - self._origin >> self._kind) - 1)
+        last = np.minimum(self._last, boxes[:, 2:] - 1 - self._origin >> self._kind)
+        # the cells of a row lie one after the other
+        box, row = _ranges(first[:, 0], last[:, 0] + 1)
+        wide = self._last[1] + 1
+        low = np.searchsorted(self._keys, row * wide + first[box, 1], side="left")
+        high = np.searchsorted(self._keys, row * wide + last[box, 1], side="right")
+        which, place = _ranges(low, high)
+        return box[which], self._members[place]
+
+
+def _ranges(low: Ints, high: Ints) -> tuple[Ints, Ints]:
+    """All whole numbers from each `low` to below its `high`, and the place of the pair that each is of."""
+    count = np.maximum(0, high - low)
+    which = np.repeat(np.arange(len(low)), count)
+    return which, np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count) + low[which]
 
 
 def _common(one: Crop, other: Crop) -> int:

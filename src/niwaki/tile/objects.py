@@ -171,7 +171,7 @@ def write(found: Tiled, out: Path, *, raster: Raster, memory_mb: float) -> Path:
         return out
     if suffix == ".png" and len(found.scores) > PNG_MOST:
         out, suffix = _instead(out), ".npy"
-    kind = {".png": np.uint16, ".tif": np.uint32, ".tiff": np.uint32}.get(suffix, np.int64)
+    kind: Any = {".png": np.uint16, ".tif": np.uint32, ".tiff": np.uint32}.get(suffix, np.int64)
     if len(found.scores) > np.iinfo(kind).max:
         raise DataError(f"{out.name}: holds no {len(found.scores)} numbers. Write .npy.", code="tile-sink")
     shape, dtype = found.labels.shape, np.dtype(kind)
