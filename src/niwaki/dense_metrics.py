@@ -6,7 +6,7 @@ All of them come from counts that add up over images, so a split is never in mem
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -68,29 +68,36 @@ def mean(values: Floats) -> float:
     return float(there.mean()) if len(there) else 0.0
 
 
-def interval(counts: Ints, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """Ends (low, high) of mIoU's 95 % interval over images: percentiles of a bootstrap of `sums` `[N, 3, K]`.
+def interval(
+    counts: Ints, *, of: Callable[[Floats], Floats] = iou, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Ends (low, high) of a 95 % interval over images: percentiles of a bootstrap of `sums` `[N, 3, K]`.
 
     Images are drawn again with replacement and their counts summed, for pixels of one image are not
     independent.
+
+    Args:
+        of: what is made of the counts, `iou` or `dice`; its mean over classes is meant.
 
     Source: Efron 1979, "Bootstrap methods: another look at the jackknife", percentile method.
     """
     if not len(counts):
         return 0.0, 1.0
-    found = np.concatenate(list(_means(counts, resamples, np.random.default_rng(seed))))
+    found = np.concatenate(list(_means(counts, of, resamples, np.random.default_rng(seed))))
     low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
 
 
-def _means(counts: Ints, resamples: int, draw: np.random.Generator) -> Iterator[Floats]:
-    """mIoU of each resample, in blocks of bounded memory."""
+def _means(
+    counts: Ints, of: Callable[[Floats], Floats], resamples: int, draw: np.random.Generator
+) -> Iterator[Floats]:
+    """The mean over classes of each resample, in blocks of bounded memory."""
     count = len(counts)
     flat = counts.reshape(count, -1).astype(np.float64)
     block = max(1, _RESAMPLED // max(count, flat.shape[1]))
     for start in range(0, resamples, block):
         times = draw.multinomial(count, np.full(count, 1 / count), size=min(block, resamples - start))
-        found = iou((times @ flat).reshape(-1, *counts.shape[1:]))
+        found = of((times @ flat).reshape(-1, *counts.shape[1:]))
         there = ~np.isnan(found)
         yield np.where(there, found, 0).sum(1) / np.maximum(1, there.sum(1))
 
@@ -112,11 +119,28 @@ def boundaries(predicted: Maps, true: Maps, *, classes: int, tolerance: float = 
 def boundary_f(counts: Ints) -> float:
     """The boundary F-score 0..1 of `boundaries`: of each class in an image, its mean over those, over
     images."""
+    return mean(_boundary_each(counts))
+
+
+def boundary_interval(counts: Ints, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """Ends (low, high) of the boundary F-score's 95 % interval over images, as `interval` has it."""
+    each = _boundary_each(counts)
+    if not len(each):
+        return 0.0, 1.0
+    times = np.random.default_rng(seed).multinomial(
+        len(each), np.full(len(each), 1 / len(each)), size=resamples
+    )
+    low, high = np.quantile(times @ each / len(each), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _boundary_each(counts: Ints) -> Floats:
+    """The boundary F-score of each image that has a boundary."""
     predicted, right, true, found = (counts[:, i].astype(np.float64) for i in range(4))
     sure, seen = _share(right, predicted), _share(found, true)
     score = _share(2 * sure * seen, sure + seen)
     score[(predicted + true > 0) & np.isnan(score)] = 0.0  # one side empty, or nothing met
-    return mean(np.array([mean(row) for row in score if not np.isnan(row).all()]))
+    return np.array([mean(row) for row in score if not np.isnan(row).all()])
 
 
 def _met(predicted: Maps, true: Maps, classes: int, radius: int) -> Ints:

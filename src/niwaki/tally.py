@@ -122,8 +122,8 @@ class Maps:
 
     def score(self) -> dict[str, Any]:
         """`miou` with the ends `low`, `high` of its interval over images; means over classes `dice`,
-        `precision`, `recall`; `pixel_accuracy`; `boundary_f` (with detail); and `iou` {class: its own, None
-        where absent}."""
+        `precision`, `recall`; `pixel_accuracy`; with detail `boundary_f` and `intervals` over images, [low,
+        high], of `dice` and `boundary_f`; and `iou` {class: its own, None where absent}."""
         images = np.concatenate(self._sums)
         whole = images.sum(0)
         each = dense.iou(whole)
@@ -132,7 +132,12 @@ class Maps:
         found |= {name: dense.mean(getattr(dense, name)(whole)) for name in ("dice", "precision", "recall")}
         found["pixel_accuracy"] = float(whole[0].sum() / max(1, whole[2].sum()))
         if self.detail:
-            found["boundary_f"] = dense.boundary_f(np.concatenate(self._edges))
+            edges = np.concatenate(self._edges)
+            found["boundary_f"] = dense.boundary_f(edges)
+            found["intervals"] = {
+                "dice": list(dense.interval(images, of=dense.dice)),
+                "boundary_f": list(dense.boundary_interval(edges)),
+            }
         found["iou"] = dict(zip(self.classes, _numbers(each), strict=True))
         return found
 

@@ -106,6 +106,23 @@ def test_the_interval_is_over_images() -> None:
     counts = np.zeros((2, 3, 1), np.int64)
     counts[0], counts[1] = [[10], [10], [10]], [[0], [10], [10]]
     assert dense.interval(counts) == (0.0, 1.0)
+    for ends in found["intervals"].values():
+        assert ends[0] == pytest.approx(ends[1])
+
+
+def test_dice_and_boundaries_have_intervals_over_images_too() -> None:
+    """Of the images drawn again: by hand for two, and around the score for many that differ."""
+    counts = np.zeros((2, 3, 1), np.int64)
+    counts[0], counts[1] = [[10], [10], [10]], [[5], [10], [10]]
+    assert dense.interval(counts, of=dense.dice) == (0.5, 1.0)  # 5 hits of 10 and 10; IoU is 5 of 15
+    assert dense.interval(counts)[0] == pytest.approx(1 / 3)
+    edges = np.zeros((2, 4, 1), np.int64)
+    edges[0], edges[1] = [[8], [8], [8], [8]], [[8], [4], [8], [4]]
+    assert dense.boundary_interval(edges) == (0.5, 1.0) and dense.boundary_f(edges) == 0.75
+    assert dense.boundary_interval(edges[:0]) == (0.0, 1.0)
+    found = TASK.score(*maps())
+    for name, (low, high) in found["intervals"].items():
+        assert low < found[name] < high
 
 
 def test_boundary_scores_by_hand() -> None:
