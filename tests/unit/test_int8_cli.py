@@ -133,6 +133,8 @@ def test_sensitivity_is_a_table_a_page_and_json(
     assert "<svg" in page and all(row["name"] in page for row in value["rows"] if "→" not in row["name"])
     assert -1 <= value["rank"]["few images"] <= 1 and value["all"]["score"] is not None
     text = sensitivity._text(value, "the page")
+    assert "rank correlation" in text and " dB" in text and "(on the 48 others)" in text
+    assert all(row["rest"] is not None for row in value["rows"])
     assert "rank correlation" in text and all(row["name"] in text for row in value["rows"])
 
 

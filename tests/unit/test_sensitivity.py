@@ -77,7 +77,23 @@ def test_a_fragile_layer_is_found_by_every_figure() -> None:
     assert worst.inputs is not None and worst.weights is not None and worst.inputs.kl > 10 * worst.weights.kl
     assert whole["float"].score == 1.0 and whole["all"].kl > worst.others.kl
     assert maker(fragile()).sensitive(Recipe())[0] == ("Conv_b", "Conv_c")
-    assert sensitivity.agreement(rows)["few images"] > 0.7
+    rank = sensitivity.agreement(rows)["few images"]
+    assert rank is not None and rank > 0.7
+
+
+def test_few_images_are_held_against_the_others_only() -> None:
+    proto, nodes, activations, weights = parts(fragile())
+    given = (proto, nodes, activations, weights)
+    rows, _ = sensitivity.measure(*given, nets.IMAGES[:24], few=8)
+    others, _ = sensitivity.measure(*given, nets.IMAGES[8:24], few=8)
+    np.testing.assert_allclose(
+        [row.rest for row in rows], [row.alone.kl for row in others], rtol=1e-3, atol=1e-9
+    )
+    assert sensitivity.agreement(rows)["few images"] == pytest.approx(
+        sensitivity.spearman([row.few for row in rows], [row.alone.kl for row in others])
+    )
+    same, _ = sensitivity.measure(*given, nets.IMAGES[:8], few=8)
+    assert sensitivity.agreement(same)["few images"] is None  # with themselves alone it would be 1
 
 
 def test_twins_against_plain_numpy() -> None:

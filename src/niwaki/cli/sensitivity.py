@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from niwaki.artifact import Artifact, Builder
 
 FEW = 16
-"""Images of the cheap figure."""
+"""Images of the cheap figure, at most half of them: the others say what it is worth."""
 
 
 def measure(artifact: Artifact, args: argparse.Namespace, builder: Builder | None) -> Answer:
@@ -40,7 +40,7 @@ def measure(artifact: Artifact, args: argparse.Namespace, builder: Builder | Non
         images=val.batch(range(len(val)), artifact.spec),
         targets=val.targets(range(len(val)), artifact.spec),
         by=args.sensitivity,
-        few=FEW,
+        few=min(FEW, max(1, len(val) // 2)),
     )
     found["name"] = artifact.path.stem
     page = report.sensitivity(found, args.out or artifact.path.resolve().parent)
@@ -50,19 +50,23 @@ def measure(artifact: Artifact, args: argparse.Namespace, builder: Builder | Non
 def _text(found: dict[str, Any], page: str) -> str:
     rows = sorted(found["rows"], key=lambda row: -row["alone"]["kl"])
     whole, rank = found["all"], found["rank"]
-    lines = [[str(found["by"]), "KL alone", "score alone", "score all others", "weights", "activations"]]
+    heads = ("KL alone", "SQNR alone", "score alone", "score all others", "weights", "activations")
+    lines = [[str(found["by"]), *heads]]
     for row in rows:
         kinds = ["–" if row[k] is None else f"{row[k]['kl']:.3g}" for k in ("weights", "inputs")]
         shares = [percent(row[k]["score"], digits=2) for k in ("alone", "others")]
-        lines.append([row["name"], f"{row['alone']['kl']:.3g}", *shares, *kinds])
+        noise = row["alone"]["sqnr"]
+        ratio = "–" if noise is None else f"{noise:.1f} dB"
+        lines.append([row["name"], f"{row['alone']['kl']:.3g}", ratio, *shares, *kinds])
     return "\n".join(
         [
             table(lines),
             "",
             f"float {percent(found['float']['score'], digits=2)}, "
             f"all in int8 {percent(whole['score'], digits=2)}",
-            f"rank correlation with these: {found['few']} images {rank['few images']:.3f}, "
-            f"each layer's own output {rank['own output']:.3f}",
+            f"rank correlation with KL alone: {found['few']} images "
+            f"{'–' if rank['few images'] is None else format(rank['few images'], '.3f')} (on the "
+            f"{found['images'] - found['few']} others), each layer's own output {rank['own output']:.3f}",
             f"page  {page}",
         ]
     )

@@ -46,6 +46,7 @@ class Row:
         alone, others: when only it is rounded, and when all but it are.
         weights, inputs: when only its weights are, and only what enters and leaves it; None: it has none.
         few: KL of `alone` on a few images, the cheap figure.
+        rest: the same on all the others, which `few` is held against; None where there are no others.
         own: SQNR of its own output in dB, without running the rest; None for a layer without weights.
     """
 
@@ -56,6 +57,7 @@ class Row:
     weights: Change | None = None
     inputs: Change | None = None
     few: float = 0.0
+    rest: float | None = None
     own: float | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -67,6 +69,7 @@ class Row:
             "nodes": list(self.nodes),
             **changes,
             "few": self.few,
+            "rest": self.rest,
             "own": _finite(self.own),
         }
 
@@ -93,7 +96,7 @@ def measure(
         images: uint8 `[N, H, W, C]`; those of val, where there is a score.
         by: "layer" or "block".
         score: of the outputs `[N, K]` for these images, 0..1.
-        few: images of the cheap figure, the first ones.
+        few: images of the cheap figure, the first ones; what it is worth is seen on the others.
     """
     graph = graphs.read(proto)
     whole = switches.switched(proto, nodes, activations, weights)
@@ -111,22 +114,29 @@ def measure(
     for name, members in groups(graph, graphs.units(graph, nodes), by=by).items():
         own = [near[member].sqnr for member in members if member in near]
         alone = whole.roundings(members)
+        exact, cheap = change(alone), change(alone, min(few, len(images))).kl
         rows.append(
             Row(
                 name=name,
                 nodes=tuple(members),
-                alone=change(alone),
+                alone=exact,
                 others=change(whole.roundings(names.difference(members))),
                 weights=change(whole.roundings(members, values=False))
                 if layers.intersection(members)
                 else None,
                 inputs=change(whole.roundings(members, weights=False)),
-                few=change(alone, min(few, len(images))).kl,
+                few=cheap,
+                rest=_without(exact.kl, len(images), cheap, few),
                 own=min(own) if own else None,
             )
         )
     none = Change(kl=0.0, sqnr=float("inf"), score=score(before) if score else None)
     return rows, {"float": none, "all": change(whole.roundings(names))}
+
+
+def _without(kl: float, count: int, few_kl: float, few: int) -> float | None:
+    """The mean over the other images: both are means over images, the few among the `count`."""
+    return (count * kl - few * few_kl) / (count - few) if count > few else None
 
 
 def costly(
@@ -219,10 +229,15 @@ def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return (ends - (counts - 1) / 2)[place].astype(np.float64)
 
 
-def agreement(rows: Sequence[Row]) -> dict[str, float]:
-    """Rank correlations of the cheap figures with the exact one (KL when only the layer is rounded)."""
+def agreement(rows: Sequence[Row]) -> dict[str, float | None]:
+    """Rank correlations of the cheap figures with the exact one (KL when only the layer is rounded).
+
+    That of the few images is with all others: with themselves among them it would be near 1 whatever they are
+    worth. None where there are no others.
+    """
+    others = [row.rest for row in rows if row.rest is not None]
     own = [row for row in rows if row.own is not None and np.isfinite(row.own)]
     return {
-        "few images": spearman([row.few for row in rows], [row.alone.kl for row in rows]),
+        "few images": spearman([row.few for row in rows], others) if len(others) == len(rows) else None,
         "own output": spearman([-(row.own or 0.0) for row in own], [row.alone.kl for row in own]),
     }

@@ -37,13 +37,18 @@ def _header(found: Mapping[str, Any]) -> str:
     facts = [
         f"<b>{found['images']}</b> images of val",
         f"ranges by <b>{escape(str(found['recipe']['calibration']))}</b>",
-        f"order by {found['few']} images: rank correlation <b>{rank['few images']:.2f}</b>",
+        f"order by {found['few']} images: rank correlation with that by the others "
+        f"<b>{_number(rank['few images'])}</b>",
         f"order by each layer's own output: <b>{rank['own output']:.2f}</b>",
     ]
     return (
         f'<header><p class="kicker">niwaki export --sensitivity</p><h1>{escape(str(found["name"]))}</h1>'
         f'<p class="headline">{escape(says)}</p><p class="facts">{" · ".join(facts)}</p></header>'
     )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _chart(found: Mapping[str, Any]) -> str:
