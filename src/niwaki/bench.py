@@ -49,19 +49,23 @@ def compare(
         "threads": threads,
         "cpu": timing.cpu(),
         "isa": timing.isa(),
-        "warnings": [line for one in opened.values() for line in warnings(one)],
+        "warnings": [line for one in opened.values() for line in warnings(one, runtime=runtime)],
     }
 
 
-def warnings(artifact: Artifact, *, isa: list[str] | None = None) -> list[str]:
-    """What this CPU does otherwise than the artifact's int8 file says, a line each; [] where nothing.
+def warnings(artifact: Artifact, *, isa: list[str] | None = None, runtime: str | None = None) -> list[str]:
+    """What this CPU does otherwise than the artifact's int8 files say, a line each; [] where nothing.
 
     Args:
         isa: another CPU's instruction sets, as `timing.isa` names them.
+        runtime: only its file; None is all of them.
     """
-    entry = artifact.exports.get("onnx", {}).get("int8")
-    line = entry and processors.exact(artifact.path.name, entry, timing.isa() if isa is None else isa)
-    return [line] if line else []
+    isa, lines = timing.isa() if isa is None else isa, []
+    for name, says in (("onnx", processors.exact), ("openvino", processors.saturating)):
+        entry = artifact.exports.get(name, {}).get("int8")
+        if entry and runtime in (None, name):
+            lines.append(says(artifact.path.name, entry, isa))
+    return [line for line in lines if line]
 
 
 def verdict(ratio: dict[str, float]) -> str:

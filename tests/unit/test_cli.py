@@ -262,7 +262,29 @@ def test_doctor_of_the_machine(niwaki: Any) -> None:
     said = niwaki("doctor", "--json").json
     assert said["runtimes"]["onnx"]["run"] is True
     assert said["parts"]["base"]["numpy"] == np.__version__
-    assert "numpy" in niwaki("doctor").out
+    assert (
+        set(said["web"]) == {"export", "engine", "install"}
+        and (said["web"]["install"] is None) is said["web"]["export"]
+    )
+    text = niwaki("doctor").out
+    assert "numpy" in text and "NVIDIA GPU" in text and "page for browsers" in text and "\nnncf" in text
+    if said["runtimes"]["openvino"]["run"]:
+        assert "bfloat16: this CPU has" in text
+
+
+def test_doctor_says_where_the_page_gets_its_engine(
+    monkeypatch: pytest.MonkeyPatch, niwaki: Any, tmp_path: Path
+) -> None:
+    from niwaki import web
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))  # no npm
+    monkeypatch.delenv("NIWAKI_ORT_WEB", raising=False)
+    assert "npm install onnxruntime-web" in niwaki("doctor").out
+    for name in web.ENGINE:
+        (tmp_path / name).write_text("there")
+    monkeypatch.setenv("NIWAKI_ORT_WEB", str(tmp_path))
+    assert "page for browsers: export, NIWAKI_ORT_WEB" in niwaki("doctor").out
 
 
 def test_doctor_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, niwaki: Any) -> None:

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.unit.test_quantize import WIDE, Mobile, images, rounded, settled
 from torch import nn
 
-from niwaki import bench, timing
+from niwaki import bench, runtimes, timing
 from niwaki.artifact import Artifact
 from niwaki.qdq import processors, saturate
 from niwaki.runtimes import onnx_export
@@ -220,6 +220,29 @@ def test_artifact_tells_for_which_cpus_its_int8_is_safe(
         saved.session(precision="int8")
     assert bench.warnings(saved, isa=["avx2", "avx_vnni"]) == bench.warnings(saved, isa=["asimd"]) == []
     assert saved.session(precision="int8")(images(WIDE, 2)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(("bits", "safe"), [(8, ["vnni", "arm"]), (7, ["vnni", "arm", "pairs"])])
+def test_openvino_files_tell_for_which_cpus_they_are_safe(tmp_path: Path, bits: int, safe: list[str]) -> None:
+    pytest.importorskip("openvino")
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3136, 3))
+    model = rounded(settled(net, WIDE), WIDE, bits=bits)
+    saved = Artifact.save(tmp_path / "a.niwaki", model, spec=WIDE, task=TASK)
+    saved.export("openvino", precision="int8")
+    told = saved.exports["openvino"]["int8"]["instruction_sets"]
+    assert told == {"safe_for": safe, "decided_by": "weights"}
+    lines = bench.warnings(saved, isa=["avx2"], runtime="openvino")
+    assert ["OpenVINO's int8 may saturate" in line for line in lines] == ([True] if bits == 8 else [])
+    assert bench.warnings(saved, isa=["avx2"]) == lines
+    assert (
+        bench.warnings(saved, isa=["avx2"], runtime="onnx") == bench.warnings(saved, isa=["avx512_vnni"]) == []
+    )
+
+
+def test_litert_files_are_safe_on_every_cpu() -> None:
+    told = runtimes.load("litert").facts(Path("x.tflite"), precision="int8", images=None)
+    assert all(processors.safe(told, isa) for isa in (["avx2"], ["avx_vnni"], ["asimd"]))
+    assert runtimes.load("litert").facts(Path("x.tflite"), precision="float32", images=None) == {}
 
 
 def test_what_a_manifest_does_not_tell_is_not_taken_for_safe() -> None:

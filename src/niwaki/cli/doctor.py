@@ -14,6 +14,7 @@ from niwaki.cli.values import share, size
 PARTS = {
     "base": ("numpy", "pillow", "onnxruntime", "safetensors", "rich", "tomlkit"),
     "train": ("torch", "torchvision", "timm", "onnx", "onnxscript", "scikit-learn"),
+    "nncf": ("nncf",),
 }
 
 
@@ -40,12 +41,13 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
 
 
 def machine() -> dict[str, Any]:
-    """What is installed here: `python`, `system`, `cores`, `parts`, `runtimes`.
+    """What is installed here: `python`, `system`, `cores`, `parts`, `runtimes`, `web`.
 
     `parts` is {part: {package: its version or None}}, `runtimes` {name: {"run",
-    "export": bool, "missing": packages, "install": the line that brings them or None, "precisions"}}.
+    "export": bool, "missing": packages, "install": the line that brings them or None, "precisions", "note"}},
+    `web` what `web.support` says of the page for browsers.
     """
-    from niwaki import runtimes
+    from niwaki import runtimes, web
 
     parts = {part: {name: _version(name) for name in names} for part, names in PARTS.items()}
     return {
@@ -53,8 +55,21 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "parts": parts,
-        "runtimes": {name: runtimes.support(name) for name in runtimes.NAMES},
+        "runtimes": {name: {**runtimes.support(name), "note": _note(name)} for name in runtimes.NAMES},
+        "web": web.support(),
     }
+
+
+def _note(runtime: str) -> str | None:
+    """What of a runtime depends on more than packages: a processor, a device."""
+    from niwaki import runtimes
+
+    if runtime == "tensorrt":
+        return "it runs only where an NVIDIA GPU is; exporting needs none"
+    if runtime == "openvino" and runtimes.support(runtime)["run"]:
+        there = runtimes.load(runtime).has_bfloat16()
+        return f"bfloat16: this CPU has {'it' if there else 'none, so it is not exported or run here'}"
+    return None
 
 
 def _version(package: str) -> str | None:
@@ -77,6 +92,12 @@ def _machine_text(value: dict[str, Any]) -> str:
         lines.append(f"runtime {name}: {', '.join(words)} ({', '.join(can['precisions'])})")
         if can["install"]:
             lines.append(f"{'':8}for {'the rest' if can['run'] else 'it'}: {can['install']}")
+        if can["note"]:
+            lines.append(f"{'':8}{can['note']}")
+    web = value["web"]
+    lines.append(f"page for browsers: {'export, ' + web['engine'] if web['export'] else 'does not work here'}")
+    if web["install"]:
+        lines.append(f"{'':8}for it: {web['install']}")
     return "\n".join(lines)
 
 

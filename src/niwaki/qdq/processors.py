@@ -39,6 +39,23 @@ def exact(name: str, entry: Mapping[str, Any], isa: Collection[str]) -> str | No
     )
 
 
+def saturating(name: str, entry: Mapping[str, Any], isa: Collection[str]) -> str | None:
+    """The sentence that says that OpenVINO's kernels may saturate on such a CPU, of which it has no exact ones;
+    None where they do not.
+
+    Args:
+        name: of the artifact.
+        entry: its int8 export, as a manifest describes it.
+    """
+    if kind(isa) != "pairs" or safe(entry, isa):
+        return None
+    return (
+        f"{name}: OpenVINO's int8 may saturate on this CPU, which has no VNNI, so that its answers are others "
+        "than measured elsewhere. Measure its accuracy here, or take weights of 7 bits, or ONNX Runtime, whose "
+        "exact mode is for such CPUs (docs/instruction-sets.md)."
+    )
+
+
 def safe(entry: Mapping[str, Any], isa: Collection[str]) -> bool:
     """Whether an export, as a manifest describes it, is safe on such a CPU; False where it is not told."""
     told = entry.get("instruction_sets")

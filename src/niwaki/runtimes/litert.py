@@ -28,6 +28,7 @@ import numpy.typing as npt
 from niwaki import files
 from niwaki.errors import MissingExtra, RuntimeFailed
 from niwaki.lazy import require
+from niwaki.qdq import processors
 from niwaki.runtimes import request
 from niwaki.runtimes.session import Session, of_answer, read, refused
 
@@ -43,6 +44,16 @@ INSTALL = (
     "python -m venv .venv-litert && .venv-litert/bin/pip install 'torch==2.14.1' 'litert-torch==0.10.0' "
     "'ai-edge-quantizer==0.10.0'"
 )
+
+
+def facts(path: Path, *, precision: str, images: npt.NDArray[np.uint8] | None) -> dict[str, Any]:
+    """What a manifest says of a file beside its size: an int8 one is safe on every CPU.
+
+    XNNPACK's kernels widen s8 to 16 bits before they multiply, and add in 32: nothing saturates.
+    """
+    if precision != "int8":
+        return {}
+    return {"instruction_sets": {"safe_for": list(processors.KINDS), "decided_by": "kernels"}}
 
 
 def open(path: str | Path, *, threads: int = 1) -> Session:

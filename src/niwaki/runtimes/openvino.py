@@ -37,6 +37,8 @@ RECIPES = True
 """int8 takes a recipe."""
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 _MARK = ["niwaki", "precision"]
+SAFE_WEIGHT = 64
+"""2 x 255 x 64 fits into 16 bits."""
 
 
 def open(path: str | Path, *, threads: int = 1) -> Session:
@@ -57,7 +59,7 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
         model = core.read_model(graph, ov.Tensor(np.frombuffer(weights, np.uint8)))
         precision = _checked(model, path)
         if precision == "bfloat16":
-            _has_bfloat16(core)
+            _has_bfloat16()
         compiled = core.compile_model(model, "CPU", _settings(precision, threads))
     except RuntimeFailed:
         raise
@@ -101,7 +103,7 @@ def export(
     onnx = require("niwaki.runtimes.onnx", extra="train")
     path, core = Path(path), ov.Core()
     if precision == "bfloat16":
-        _has_bfloat16(core)
+        _has_bfloat16()
     inner = "int8" if precision == "int8" else "float32"
     with tempfile.TemporaryDirectory() as folder:
         file = onnx.export(
@@ -134,8 +136,40 @@ def _settings(precision: str, threads: int) -> dict[str, Any]:
     }
 
 
-def _has_bfloat16(core: Any) -> None:
-    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+def has_bfloat16() -> bool:
+    """Whether OpenVINO can compute in bfloat16 on this CPU. Needs openvino."""
+    core = require("openvino", extra="openvino").Core()
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def facts(path: Path, *, precision: str, images: npt.NDArray[np.uint8] | None) -> dict[str, Any]:
+    """What a manifest says of a file beside its size: which CPUs an int8 one is safe for, by its weights alone.
+
+    Without VNNI its kernels add two products of u8 and s8 in 16 bits, in an order of their own: only weights of
+    up to 64 (or pairs of up to 128) cannot saturate then.
+
+    Args:
+        images: not used; niwaki does not emulate these kernels.
+    Source: oneDNN, developer guide, "Nuances of int8 computations".
+    """
+    if precision != "int8":
+        return {}
+    graph = require("openvino", extra="openvino").Core().read_model(str(path))
+    held = [node for node in graph.get_ops() if node.get_type_name() == "Constant"]
+    whole = [node.data for node in held if node.get_element_type().get_type_name() == "i8"]
+    small = all(_largest_pair(array) <= 2 * SAFE_WEIGHT for array in whole)
+    safe_for = ["vnni", "arm", *(["pairs"] if small else [])]
+    return {"instruction_sets": {"safe_for": safe_for, "decided_by": "weights"}}
+
+
+def _largest_pair(weights: npt.NDArray[np.int8]) -> int:
+    """The largest sum of the sizes of two weights of one output of a convolution, else of any two."""
+    rows = np.abs(weights.astype(np.int16)).reshape(len(weights) if weights.ndim == 4 else 1, -1)
+    return int(np.sort(rows, axis=1)[:, -2:].sum(1).max(initial=0))
+
+
+def _has_bfloat16() -> None:
+    if not has_bfloat16():
         raise RuntimeFailed(
             "openvino: this CPU has no bfloat16, so OpenVINO would compute in float32. Use float32 or int8.",
             code="runtime-device",

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from niwaki import files
 from niwaki.artifact import Artifact
@@ -90,14 +91,36 @@ def write(artifact: Artifact, folder: str | Path, *, precision: str | None = Non
     return folder
 
 
-def _engine() -> Path:
-    """The folder with onnxruntime-web's files."""
+def support() -> dict[str, Any]:
+    """Whether a page can be written here: `export` (bool), `engine` (where onnxruntime-web is from), and
+    `install` (the line that brings it, None where it is there)."""
+    found, npm = _held(), shutil.which("npm")
     named = os.environ.get("NIWAKI_ORT_WEB")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "niwaki" / PACKAGE
-    for found in ([Path(named)] if named else []) + [cache]:
-        if all((found / name).is_file() for name in ENGINE):
-            return found
-    npm = shutil.which("npm")
+    where = None
+    if found is not None:
+        where = "NIWAKI_ORT_WEB" if named else "the cache folder"
+    elif npm and not named:
+        where = "npm, fetched once"
+    line = f"npm install {PACKAGE} && export NIWAKI_ORT_WEB=$PWD/node_modules/onnxruntime-web/dist"
+    return {"export": where is not None, "engine": where, "install": None if where else line}
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "niwaki" / PACKAGE
+
+
+def _held() -> Path | None:
+    """The folder with onnxruntime-web's files, where they are here: the one that is named, if one is."""
+    named = os.environ.get("NIWAKI_ORT_WEB")
+    folder = Path(named) if named else _cache()
+    return folder if all((folder / name).is_file() for name in ENGINE) else None
+
+
+def _engine() -> Path:
+    """The folder with onnxruntime-web's files, fetched where they are not here."""
+    if (found := _held()) is not None:
+        return found
+    named, cache, npm = os.environ.get("NIWAKI_ORT_WEB"), _cache(), shutil.which("npm")
     if named or npm is None:
         where = f"{named} (NIWAKI_ORT_WEB) lacks {', '.join(ENGINE)}" if named else "npm is not installed"
         raise MissingExtra(
