@@ -98,9 +98,10 @@ def stored(
     return _guarded(source, name, lambda content, name: _stored(content, name, colours, most))
 
 
-def head(source: Path) -> tuple[int, int, str]:
-    """Width, height and Pillow's mode of an image file of any size, from its head alone; what Pillow raises."""
-    with _quiet(), _lifted(1 << 62), Image.open(source) as image:
+def head(source: Source) -> tuple[int, int, str]:
+    """Width, height and Pillow's mode of an image of any size, from its head alone; raises what Pillow does."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    with _quiet(), _lifted(1 << 62), Image.open(file) as image:
         return *image.size, image.mode
 
 

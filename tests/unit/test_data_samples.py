@@ -25,6 +25,19 @@ def made(sources: object, count: int) -> Samples:
     return Samples(sources=sources, names=tuple(f"i{k}" for k in range(count)), labels=labels)
 
 
+def test_sides_are_the_median_of_the_stored_sizes(tmp_path: Path) -> None:
+    """Of paths, bytes and arrays, from their heads; of bands that Pillow does not read, from the file."""
+    shapes = [(20, 30), (20, 30), (40, 60), (90, 33), (10, 10)]
+    images = [np.zeros((*shape, 3), np.uint8) for shape in shapes]
+    paths = on_disk(tmp_path, images)  # type: ignore[arg-type]
+    for sources in (paths, [path.read_bytes() for path in paths], images):
+        assert made(sources, 5).sides() == {"height": 20, "width": 30}
+    assert made(pixels(70), 70).sides() == {"height": 12, "width": 12}
+    np.save(tmp_path / "bands.npy", np.zeros((17, 19, 5), np.uint16))
+    assert made([tmp_path / "bands.npy"], 1).sides() == {"height": 17, "width": 19}
+    assert made([], 0).sides() == {"height": 0, "width": 0}
+
+
 def on_disk(folder: Path, images: np.ndarray) -> list[Path]:
     paths = [folder / f"{i}.png" for i in range(len(images))]
     for path, image in zip(paths, images, strict=True):

@@ -66,6 +66,32 @@ def test_exact_tiles_from_the_command_line_without_torch(artifact: Path, scene: 
     assert (view / "index.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        ({"height": 2 * SIZE, "width": SIZE}, "2.0 times smaller (64 x 64)"),
+        ({"height": SIZE // 4, "width": SIZE // 4}, "bring it to 400 %"),
+        ({"height": SIZE, "width": int(1.4 * SIZE)}, ""),
+        ({"height": 0, "width": 0}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_scene_of_another_scale_is_told_of(
+    artifact: Path, scene: Path, tmp_path: Path, capsys: Any, images: dict[str, int], says: str
+) -> None:
+    import shutil
+
+    import niwaki as nw
+
+    own = tmp_path / "own.niwaki"
+    shutil.copytree(artifact, own)
+    nw.Artifact.open(own).update(images=images)
+    assert main(["predict", str(own), str(scene), "-o", str(tmp_path / "m.npy"), "--json"]) == 0
+    said = capsys.readouterr()
+    assert says in said.err
+    assert ("warning" in said.err) == bool(says) == bool(json.loads(said.out)["warnings"])
+
+
 def test_turns_and_models_are_joined(artifact: Path, scene: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "m.npy"
     joined = [

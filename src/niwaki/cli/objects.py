@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from niwaki.cli.scene import bar, source
+from niwaki.cli.scene import bar, scale_warning, source
 from niwaki.cli.screen import Answer
 from niwaki.errors import SpecError
 
@@ -21,6 +22,8 @@ def run(args: argparse.Namespace, artifact: Artifact) -> Answer:
 
     _check(args, artifact)
     assert isinstance(artifact.task, instances.Instances)
+    if said := scale_warning(artifact):
+        print(said, file=sys.stderr)
     side, out = artifact.spec.size_hw[0], Path(args.out)
     scene = source(args.paths[0], artifact.spec.bands)
     context = side // 4 if args.overlap is None else args.overlap // 2
@@ -35,7 +38,9 @@ def run(args: argparse.Namespace, artifact: Artifact) -> Answer:
                 found = objects.found_in(find, pixels, out=labels, tile=side, context=context, show=show)
             written = objects.write(found, out, raster=raster, memory_mb=args.memory)
             page = _viewer(args, artifact, scene, found) if args.viewer else None
-    return _answer(found, out, written, page, context)
+    answer = _answer(found, out, written, page, context)
+    answer.value["warnings"] = [said] if said else []
+    return answer
 
 
 def _answer(found: Any, out: Path, written: Path, page: Path | None, context: int) -> Answer:

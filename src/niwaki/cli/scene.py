@@ -16,6 +16,9 @@ from niwaki.cli.screen import Answer, Out
 from niwaki.cli.values import natural, size
 from niwaki.errors import SpecError
 
+OTHER_SCALE = 1.5
+"""From which factor on training images were resized so much that a scene at its own scale is told of."""
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments that go with -o."""
@@ -79,6 +82,26 @@ def source(path: str, bands: tuple[str, ...]) -> Any:
     return found
 
 
+def scale_warning(artifact: Any) -> str:
+    """What to say where training images were resized much, as scenes are not; or nothing."""
+    images, (height, width) = artifact.manifest.get("images"), artifact.spec.size_hw
+    known = [images.get(side) for side in ("height", "width")] if isinstance(images, dict) else [0]
+    if not all(isinstance(side, int) and side > 0 for side in known):
+        return ""
+    # longer by longer side: photographs may be stored lying
+    pairs = zip(sorted(known), sorted((height, width)), strict=True)
+    shrunk = max(stored / size for stored, size in pairs)
+    if 1 / OTHER_SCALE < shrunk < OTHER_SCALE:
+        return ""
+    how = f"{shrunk:.1f} times smaller" if shrunk > 1 else f"{1 / shrunk:.1f} times larger"
+    return (
+        f"warning: {artifact.path.name} was trained on images of about {images['width']} x {images['height']} "
+        f"pixels, made {how} ({width} x {height}); the scene is predicted at its own scale. Where its things "
+        f"are as large as in those images, bring it to {100 / shrunk:.0f} % first; or train on crops "
+        "(docs/tiles.md)."
+    )
+
+
 def megabytes(text: str) -> float:
     """`512MB`, `2GB` or a number of MB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(k|m|g|t)?i?b?", text.strip().lower())
@@ -99,6 +122,8 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     artifacts = [Artifact.open(path) for path in (args.artifact, *args.others)]
     first = artifacts[0]
     _check(args, artifacts)
+    if said := scale_warning(first):
+        print(said, file=sys.stderr)
     scene = source(args.paths[0], first.spec.bands)
     predictor, sums = _predictor(args, artifacts)
     field = None
@@ -134,7 +159,9 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
         f"{args.out}: {stats.tiles} tiles, {stats.skipped} empty, {clock(stats.seconds)}; "
         f"{stats.need_mb:.0f} MB of {args.memory:.0f} planned, {stats.peak_mb:.0f} MB held at most"
     )
-    return Answer({"out": str(args.out), "classes": list(first.task.classes), **found}, text=text)
+    warnings = [said] if said else []
+    told = {"out": str(args.out), "classes": list(first.task.classes), "warnings": warnings}
+    return Answer(told | found, text=text)
 
 
 def _check(args: argparse.Namespace, artifacts: list[Any]) -> None:

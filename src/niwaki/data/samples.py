@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from niwaki import images
+from niwaki import bands, images
 from niwaki.bands import Stack
 from niwaki.data.masks import Readable, resized
 from niwaki.spec import Spec
@@ -160,6 +160,18 @@ class Samples:
             return source
         return spec.adapted(source, name=self.names[row])
 
+    def sides(self, *, most: int = 64) -> dict[str, int]:
+        """Median `height` and `width` of the images as they are stored, of `most` of them evenly spread: what
+        an artifact's manifest holds as `images`, so that `predict -o` can tell of a scene's other scale.
+
+        Raises:
+            DataError: an image has become unreadable since the set was read. [image-*]
+        """
+        rows = np.unique(np.linspace(0, len(self) - 1, most).astype(np.int64)) if len(self) else []
+        sizes = np.array([_size(self.sources[row]) for row in rows]).reshape(-1, 2)
+        height, width = np.median(sizes, axis=0).astype(int).tolist() if len(sizes) else (0, 0)
+        return {"height": height, "width": width}
+
     def take(self, count: int, *, seed: int = 0) -> Samples:
         """A subset of `count` images (all, if there are fewer), in their order, stratified.
 
@@ -226,6 +238,19 @@ class DataSet:
             "val": list(self.val.names),
             "test": list(self.test.names),
         }
+
+
+def _size(source: Any) -> tuple[int, int]:
+    """Height and width of an image, from its head where Pillow reads that."""
+    if isinstance(source, np.ndarray):
+        return int(source.shape[0]), int(source.shape[1])
+    first = source.files[0] if isinstance(source, Stack) else source
+    try:
+        width, height, _ = images.head(first)
+    except Exception:  # whatever Pillow raises: bands, or damaged, and then the reader says how
+        shape = bands.read(source)[0].shape
+        return int(shape[0]), int(shape[1])
+    return height, width
 
 
 class _Cache:
