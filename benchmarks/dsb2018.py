@@ -67,6 +67,9 @@ def main() -> None:
         except Enough:
             print(f"stopped after {given.minutes} minutes; the same command goes on")
             return
+        if given.turns > 1:
+            predict, folder = instances.turned(predict, turns=given.turns), folder / f"turns-{given.turns}"
+            folder.mkdir(exist_ok=True)
         task = _chosen(predict, read, folder)
         for name, make in _ways(predict, task, test).items():
             rows[name] = _kept(folder / f"{name.split(', ')[1].replace(' ', '-')}.json", make)
@@ -213,7 +216,7 @@ def _found(predict: evaluate.Predictor, task: Instances, image: npt.NDArray[np.u
 
 
 def _chosen(predict: evaluate.Predictor, read: data.DataSet, folder: Path) -> Instances:
-    """The thresholds that are best on val; probabilities of a window are computed once."""
+    """The thresholds of the best AP@0.5, the main score, on val; each window is predicted once."""
     path = folder / "task.json"
     if path.exists():
         return Instances.from_json(json.loads(path.read_text()))
@@ -230,7 +233,7 @@ def _chosen(predict: evaluate.Predictor, read: data.DataSet, folder: Path) -> In
             score = tally.score()
             print(f"val: threshold {threshold}, overlap {overlap}: AP@0.5 {score['ap50']:.3f}, "
                   f"mean precision {score['mean_precision']:.3f}")  # fmt: skip
-            best = max(best, (score["mean_precision"], task), key=lambda one: one[0])
+            best = max(best, (score[Instances.metric], task), key=lambda one: one[0])
     path.write_text(json.dumps(best[1].to_json()))
     return best[1]
 
@@ -332,6 +335,7 @@ def _given() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arg = parser.add_argument
     arg("--model", default="niwaki:star_unet")
+    arg("--turns", default=1, type=int, help="1, 2, 4 or 8: the mean over mirrored windows")
     arg("--precision", default="float32", help="of training: float32 or bfloat16")
     arg("--epochs", default=16, type=int)
     arg("--lr", default=1e-2, type=float, help="at a batch of 128; scaled by the root of the ratio")

@@ -10,7 +10,7 @@ nms.py       which of many overlapping predictions stay
 stars.py     star-convex predictions as objects; star_loss.py: what a network learns from a label map (torch)
 regions.py   boxes and small masks of a two-stage detector as objects
 task.py      `Instances`, the task; tally.py: its scores
-tiled.py     images of any size, each object owned by one tile
+tiled.py     images of any size, each object owned by one tile; turned.py: the mean over mirrored windows
 """
 
 from niwaki.instances.crops import Crop, crops
@@ -23,6 +23,7 @@ from niwaki.instances.pairs import Pairs, joined, pairs, pairs_of_masks
 from niwaki.instances.stars import Found
 from niwaki.instances.task import Instances
 from niwaki.instances.tiled import Tiled, finder, tiled
+from niwaki.instances.turned import turned
 
 __all__ = [
     "THRESHOLDS",
@@ -51,4 +52,5 @@ __all__ = [
     "tiled",
     "to_coco",
     "to_geojson",
+    "turned",
 ]

@@ -131,7 +131,8 @@ class _Space:
         that the group sits in."""
         out: Losses = {}
         for name, widths in levels.items():
-            kept = np.cumsum(np.sort(np.square(self.scores[name]))[::-1])
+            scores = self.scores[name] - min(0.0, self.scores[name].min())  # gaussian ones are centred
+            kept = np.cumsum(np.sort(np.square(scores))[::-1])
             shares = [kept[w - 1] / kept[-1] if w else 1e-3 for w in widths]
             places = self.counts.places(name)
             out[name] = [places * max(0.0, float(-np.log(max(share, 1e-3)))) for share in shares]
