@@ -85,7 +85,7 @@ def source(path: str, bands: tuple[str, ...]) -> Any:
 def scale_warning(artifact: Any) -> str:
     """What to say where training images were resized much, as scenes are not; or nothing."""
     images, (height, width) = artifact.manifest.get("images"), artifact.spec.size_hw
-    known = [images.get(side) for side in ("height", "width")] if isinstance(images, dict) else [0]
+    known: list[Any] = [images.get(side) for side in ("height", "width")] if isinstance(images, dict) else [0]
     if not all(isinstance(side, int) and side > 0 for side in known):
         return ""
     # longer by longer side: photographs may be stored lying

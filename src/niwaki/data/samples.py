@@ -167,7 +167,8 @@ class Samples:
         Raises:
             DataError: an image has become unreadable since the set was read. [image-*]
         """
-        rows = np.unique(np.linspace(0, len(self) - 1, most).astype(np.int64)) if len(self) else []
+        count = min(most, len(self))
+        rows = [row * len(self) // count for row in range(count)]
         sizes = np.array([_size(self.sources[row]) for row in rows]).reshape(-1, 2)
         height, width = np.median(sizes, axis=0).astype(int).tolist() if len(sizes) else (0, 0)
         return {"height": height, "width": width}
