@@ -19,8 +19,24 @@ from niwaki.qdq import graph as graphs
 from niwaki.qdq.grid import Grid
 from niwaki.qdq.recipe import Recipe
 from niwaki.runtimes import onnx_int8
+from niwaki.spec import Spec
 
 DRAW = np.random.default_rng(3)
+
+
+@pytest.mark.parametrize("mean", [0.5, 0.1307, 0.4465, 0.2, 128 / 255])
+def test_pixels_keep_their_levels_and_are_no_further_off_than_any_grid(mean: float) -> None:
+    """Where 255 * mean is no whole number, too: 127.5 for 0.5."""
+    one = onnx_int8.pixels_grid(Spec(size_hw=(4, 4), mean=(mean,) * 3, std=(0.25,) * 3))
+    assert one is not None
+    levels = np.arange(256)
+    exact, got = (levels / 255 - mean) / 0.25, one.values(levels)
+    other = grid.of_range(exact.min(), exact.max()).rounded(exact)
+    whole = min(255 * mean % 1, 1 - 255 * mean % 1) * one.scale  # what of the shift no whole number holds
+    assert len(np.unique(got)) == 256 >= len(np.unique(other))
+    assert np.abs(got - exact).max() <= min(whole, np.abs(other - exact).max()) + 1e-5
+    np.testing.assert_allclose(np.diff(got), np.diff(exact), rtol=1e-4)  # moved alike, none merged
+    assert onnx_int8.pixels_grid(Spec(size_hw=(4, 4), mean=(mean, mean, 0.3), std=(0.25,) * 3)) is None
 
 
 def seen(values: np.ndarray) -> ranges.Seen:

@@ -191,7 +191,8 @@ def _patches(graph: Graph, node: Any, x: Floats, draw: np.random.Generator) -> F
     view = view[every]
     batch, channels, *sizes = view.shape[: 2 + rank]
     place = draw.permutation(int(np.prod(sizes)))[:POSITIONS]
-    taken = view[(slice(None), slice(None), *np.unravel_index(place, sizes))]  # [B, C, places, *kernel]
+    where: tuple[Any, ...] = (slice(None), slice(None), *np.unravel_index(place, sizes))
+    taken = view[where]  # [B, C, places, *kernel]
     groups = graphs.attribute(node, "group", 1)
     apart = taken.reshape(batch, groups, channels // groups, len(place), -1).transpose(1, 0, 3, 2, 4)
     return np.ascontiguousarray(apart.reshape(groups, batch * len(place), -1))

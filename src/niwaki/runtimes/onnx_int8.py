@@ -5,7 +5,7 @@ What is done around `niwaki.qdq`, and why (each made the file faster or closer o
   become one kernel.
 - The pixels are already u8: they enter the first integer convolution directly, with scale 1 and
   zero point 0, or, where all channels are normalised alike, with the normalisation itself as their
-  scale and zero point, which costs nothing.
+  scale and zero point, which costs nothing (`pixels_grid` says how near that is).
 - Batch norms that cannot be folded, and shortcuts that pad channels with zeros, become convolutions
   (onnx_rewrite.py).
 - Convolutions thinner than the kernels' width are filled up with zero channels (onnx_widen.py).
@@ -42,7 +42,7 @@ class Prepared:
 
     Args:
         proto: the ModelProto, rewritten for integer kernels.
-        pixels: the value that pixels enter as, and its grid: exact by construction.
+        pixels: the value that pixels enter as, and its grid, on which each of their 256 levels has a number.
         entry: the value that holds the pixels themselves as uint8.
         logits: what the head reads; it stays float.
         skip: names of nodes before the pixels' value, which stay as they are.
@@ -64,12 +64,10 @@ def prepare(proto: Any, spec: Spec) -> Prepared:
     cast = _reader(proto.graph, "Cast", transpose.output[0])
     normalise = _reader(proto.graph, "Conv", cast.output[0])
     onnx_widen.thin(proto.graph, whole=normalise.name)
-    name, scale, zero = cast.output[0], 1.0, 0
+    name, pixels = cast.output[0], _grid(1.0, 0)
     skip: tuple[str, ...] = (transpose.name,)
-    if _alike(spec):
-        name, scale, zero = normalise.output[0], 1 / (255 * spec.std[0]), round(255 * spec.mean[0])
-        skip = (transpose.name, normalise.name)
-    pixels = Grid(scale=np.array(scale, np.float32), zero=np.array(zero, np.int64))
+    if (own := pixels_grid(spec)) is not None:
+        name, pixels, skip = normalise.output[0], own, (transpose.name, normalise.name)
     return Prepared(proto, {name: pixels}, transpose.output[0], _logits(proto.graph), skip)
 
 
@@ -166,9 +164,19 @@ def _logits(graph: Any) -> str:
     return str(last.input[0])
 
 
-def _alike(spec: Spec) -> bool:
-    """Whether one scale and zero point, a whole number in 0..255, normalise all channels."""
-    return len(set(spec.mean)) == len(set(spec.std)) == 1 and 0 <= spec.mean[0] <= 1
+def pixels_grid(spec: Spec) -> Grid | None:
+    """The scale and zero point that normalise all channels, None where they are not normalised alike.
+
+    A zero point is whole: where `255 * mean` is not (0.5 gives 127.5), all levels are moved by the same part of
+    a level, half of one at most. Rounding the exact values to the grid of their range is as far off.
+    """
+    if len(set(spec.mean)) > 1 or len(set(spec.std)) > 1 or not 0 <= spec.mean[0] <= 1:
+        return None
+    return _grid(1 / (255 * spec.std[0]), round(255 * spec.mean[0]))
+
+
+def _grid(scale: float, zero: int) -> Grid:
+    return Grid(scale=np.array(scale, np.float32), zero=np.array(zero, np.int64))
 
 
 def _reader(graph: Any, operator: str, value: str) -> Any:
