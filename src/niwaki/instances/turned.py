@@ -63,7 +63,8 @@ def _reversed(images: ImagesU8, axis: int, stride: int) -> ImagesU8:
     """Pixel x becomes T - stride - x; the last pixels, which no point is of, are the first one's."""
     size = images.shape[axis]
     places = np.maximum(size - stride - np.arange(size), 0)
-    return images.take(places, axis=axis)
+    out: ImagesU8 = images.take(places, axis=axis)
+    return out
 
 
 def _back(maps: Maps, turn: Turn) -> Maps:
