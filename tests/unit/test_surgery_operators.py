@@ -134,6 +134,14 @@ def norms(x: Tensor, scale: Tensor) -> Tensor:
     return x * response / (response.mean(1, keepdim=True) + 1e-3) + x.norm(p=1, dim=1, keepdim=True)
 
 
+def silenced(x: Tensor, qkv: nn.Linear) -> Tensor:
+    """A bias whose middle third is set to zero in place, as swin v2's keys have it."""
+    bias = qkv.bias.clone()
+    bias[16:32].zero_()
+    a, b, c = F.linear(x.permute(0, 2, 3, 1), qkv.weight, bias).split(16, -1)
+    return (a * b + c).permute(0, 3, 1, 2)
+
+
 def nets() -> dict[str, nn.Module]:
     """A net for each operator, with the weights of one seed."""
     torch.manual_seed(0)
@@ -141,6 +149,7 @@ def nets() -> dict[str, nn.Module]:
     made: dict[str, nn.Module] = {
         "roll and window partition": Between(window),
         "slice_scatter": Between(written),
+        "a bias zeroed in part": Between(silenced, qkv=lin(16, 48)),
         "split attention": Between(split_attention, 8, fc=conv(8, 16, 1)),
         "grouped queries": Between(grouped_query, 24, q=lin(16, 24), kv=lin(16, 24)),
         "talking heads": Between(talking_heads, 24, qkv=lin(16, 72), mix=lin(4, 4), table=torch.randn(15, 4)),

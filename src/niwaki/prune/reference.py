@@ -35,7 +35,7 @@ _POINTWISE = """
 add sub mul div rsub pow maximum minimum where masked_fill relu relu6 silu gelu elu selu celu
 hardswish hardsigmoid hardtanh leaky_relu sigmoid tanh softplus mish exp log sqrt rsqrt abs neg
 square reciprocal sin cos erf clamp clamp_min clamp_max dropout lerp prelu eq ne lt le gt ge
-logical_not logical_and logical_or zeros_like ones_like full_like log_sigmoid floor ceil round sign
+logical_not logical_and logical_or zeros_like zero ones_like full_like log_sigmoid floor ceil round sign
 addcmul addcdiv expm1 log1p exp2 log2 threshold softsign atan2 tan positive remainder fmod
 nan_to_num feature_dropout bitwise_not isnan copy
 """.split()  # noqa: SIM905

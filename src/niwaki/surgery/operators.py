@@ -7,7 +7,7 @@ cos tan erf floor ceil round clamp clamp_min clamp_max clone contiguous detach a
 dropout feature_dropout alpha_dropout lift_fresh_copy softmax _softmax log_softmax _log_softmax
 logical_not bitwise_not threshold softsign hardshrink softshrink tanhshrink nan_to_num isnan
 zeros_like ones_like full_like rand_like type_as _safe_softmax silu_ relu_ hardswish_ detach_
-_assert_tensor_metadata positive empty_like fill to_copy
+_assert_tensor_metadata positive empty_like fill zero to_copy
 """.split()  # noqa: SIM905
 ELEMENTWISE = """
 add sub mul div rsub pow maximum minimum where masked_fill eq ne lt le gt ge logical_and logical_or

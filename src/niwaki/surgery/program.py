@@ -52,7 +52,7 @@ tensor_split threshold tile to topk trace transpose tril tril_indices triu triu_
 trunc type_as unbind unflatten unfold unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze
 upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
 upsample_nearest3d upsample_trilinear3d var var_mean vdot view view_as view_as_complex view_as_real
-where zeros zeros_like
+where zero zeros zeros_like
 """
 OPERATORS = frozenset(_ATEN.split())
 """ATen operators that a graph may call, any overload of them: arithmetic on tensors, nothing else."""
