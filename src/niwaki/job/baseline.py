@@ -167,7 +167,7 @@ def save(
             builder=work.builder,
             fresh=work.fresh() if own else None,
             plan=plan_text(work.plan),
-            extra=extra,
+            extra={"images": work.data.train.sides(), **(extra or {})},
         )
         for precision in precisions:
             calib = work.calibration() if precision == "int8" else None
