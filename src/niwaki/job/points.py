@@ -84,7 +84,8 @@ def point(work: Work, base: Baseline, widths: Widths, name: str, found: Found) -
     scores["int8"], ladder = climbed(work, base, name, model, artifact, scores)
     exports = {precision: export_path(artifact, precision) for precision in precisions}
     judged = _judge(work, base, widths, name, found, exports, scores)
-    judged["costs"]["pruned"] = cut
+    if cut != found.cost:  # what `prune.channels` left was cut again; it has no file of its own
+        judged["costs"]["pruned"] = cut
     return Point(
         name=name,
         found=found,
