@@ -463,3 +463,11 @@ def test_widths_by_name_are_exact_or_refused() -> None:
         with pytest.raises(PlanError) as caught:
             prune.choose(axes, scores, ratio=0.5, **knobs)
         assert caught.value.code == "prune-width"
+
+
+def test_a_group_left_whole_is_not_rounded() -> None:
+    axes = surgery.analyse(Net(width=19), EXAMPLE)
+    scores = {group.name: np.arange(float(group.size)) for group in axes.groups}
+    wide = max(axes.groups, key=lambda group: group.size).name
+    kept = prune.choose(axes, scores, ratio=0.5, multiple=8, min_width=0, skip=[wide])
+    assert wide not in kept

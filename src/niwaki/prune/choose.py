@@ -64,9 +64,12 @@ def choose(
         widths |= _lowest(ranked, scores, ratio) if scope != "local" else _local(ranked, ratio)
     out: dict[str, list[int]] = {}
     for group in axes.groups:
-        least = 0 if group.optional else max(1, math.ceil(min_width * group.size - 1e-9))
-        rounded = _rounded(widths.get(group.name, group.size), multiple, least=least, size=group.size)
-        width = (keep or {}).get(group.name, rounded)
+        width = group.size
+        if group.name in (keep or {}):
+            width = (keep or {})[group.name]
+        elif group.name in widths:
+            least = 0 if group.optional else max(1, math.ceil(min_width * group.size - 1e-9))
+            width = _rounded(widths[group.name], multiple, least=least, size=group.size)
         if width < group.size:
             out[group.name] = best(scores[group.name], width)
     return out
