@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, fx
+from torch import fx
 
 from niwaki.prune.places import Place, places
 from niwaki.surgery import Axes, Group
 from niwaki.surgery.operators import CONV, REDUCE
+from niwaki.surgery.reaching import reaching
 from niwaki.surgery.rules import operator_of
 from niwaki.surgery.trace import Call, shape_of
 
@@ -120,30 +120,6 @@ def _of_source(axes: Axes, value: Call, atoms: set[int]) -> list[Site]:
             return []
         path.append(node)
         node = inputs[0]
-    rows = _reaching(node, path[::-1])
+    rows = reaching(node, path[::-1]).numpy()
     held = [x for x in node.args[1:3] if isinstance(x, fx.Node) and x.op == "placeholder"]
     return [site for x in held for site in _of_axis(axes, x, 0, atoms, rows)]
-
-
-def _reaching(source: Call, path: list[Call]) -> Any:
-    """Which output channels of a layer end in the last call of a path: bool `[channels]`, by a gradient."""
-    leaf = torch.rand(shape_of(source.meta["val"]), generator=torch.Generator().manual_seed(0))
-    leaf.requires_grad_()
-    values: dict[Call, Any] = {source: leaf}
-
-    def value(x: Call) -> Any:
-        meta = x.meta["val"]
-        if x in values:
-            return values[x]
-        return torch.ones(shape_of(meta)) if isinstance(meta, Tensor) else int(meta.node.hint)
-
-    if not path:
-        return np.ones(leaf.shape[-1 if operator_of(source) == "linear" else 1], bool)
-    with torch.enable_grad():  # the caller may have switched gradients off
-        for node in path:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-            call = torch.ops.aten.reshape.default if operator_of(node) == "view" else node.target
-            values[node] = call(*args, **kwargs)
-        (gradient,) = torch.autograd.grad(values[path[-1]].sum(), leaf)
-    channel = leaf.dim() - 1 if operator_of(source) == "linear" else 1
-    return gradient.abs().movedim(channel, 0).flatten(1).sum(1).numpy() > 0

@@ -59,7 +59,7 @@ def open(path: str | Path, *, threads: int = 1) -> Session:
         model = core.read_model(graph, ov.Tensor(np.frombuffer(weights, np.uint8)))
         precision = _checked(model, path)
         if precision == "bfloat16":
-            _has_bfloat16()
+            _check_bfloat16()
         compiled = core.compile_model(model, "CPU", _settings(precision, threads))
     except RuntimeFailed:
         raise
@@ -103,7 +103,7 @@ def export(
     onnx = require("niwaki.runtimes.onnx", extra="train")
     path, core = Path(path), ov.Core()
     if precision == "bfloat16":
-        _has_bfloat16()
+        _check_bfloat16()
     inner = "int8" if precision == "int8" else "float32"
     with tempfile.TemporaryDirectory() as folder:
         file = onnx.export(
@@ -168,7 +168,7 @@ def _largest_pair(weights: npt.NDArray[np.int8]) -> int:
     return int(np.sort(rows, axis=1)[:, -2:].sum(1).max(initial=0))
 
 
-def _has_bfloat16() -> None:
+def _check_bfloat16() -> None:
     if not has_bfloat16():
         raise RuntimeFailed(
             "openvino: this CPU has no bfloat16, so OpenVINO would compute in float32. Use float32 or int8.",

@@ -155,7 +155,7 @@ def _run(learner: nn.Module, space: Widths, path: Path_, images: Tensor) -> Tens
         for axis, indices in kept.get(name, {}).items():
             piece = piece.index_select(axis, torch.tensor(indices, device=piece.device))
         if name in factors:  # as `shrink` scales queries whose heads get smaller
-            piece = piece * factors[name].to(piece).reshape(-1, *[1] * (piece.dim() - 1))
+            piece = piece * factors[name].to(piece)
         shared[name] = piece
     said: Tensor = torch.func.functional_call(small, shared, (images,))
     return said

@@ -21,6 +21,7 @@ from niwaki.surgery import mend, program, record
 from niwaki.surgery.axes import Axes, Keep, Kept
 from niwaki.surgery.copying import copied
 from niwaki.surgery.inputs import few, outputs
+from niwaki.surgery.reaching import reaching
 from niwaki.surgery.resize import kept_groups
 from niwaki.surgery.rules import operator_of
 from niwaki.surgery.trace import Call, owner_of, quiet, shape_of
@@ -201,11 +202,11 @@ def _keep_attention_scale(small: nn.Module, axes: Axes, keep: Keep) -> None:
     for name, factors in attention_factors(axes, keep):
         tensor = small.get_parameter(name)
         with torch.no_grad():
-            tensor.mul_(factors.to(tensor).reshape(-1, *[1] * (tensor.dim() - 1)))
+            tensor.mul_(factors.to(tensor))
 
 
 def attention_factors(axes: Axes, keep: Keep) -> Iterator[tuple[str, Tensor]]:
-    """Parameters whose kept rows a cut multiplies, and by what, `[rows that stay]`.
+    """Parameters whose kept rows a cut multiplies, and by what, `[rows that stay, 1, ...]`.
 
     softmax(q k / sqrt(E)) with E now E' divides by sqrt(E'), so q is multiplied by sqrt(E' / E): its rows of
     the projection (or the norm behind it) carry the factor.
@@ -222,11 +223,12 @@ def attention_factors(axes: Axes, keep: Keep) -> Iterator[tuple[str, Tensor]]:
 
 def _source_factors(axes: Axes, kept: Kept, query: Call, *, factor: float) -> Iterator[tuple[str, Tensor]]:
     source, path = _source_of_query(query)
-    rows = _reaches(source, path, query)
-    names = [axes.traced.names.get(x.name) for x in source.args[1:] if isinstance(x, fx.Node)]
-    for name in (n for n in names if n):
-        stays = kept.get(name, {}).get(0, list(range(len(rows))))
-        yield name, torch.where(rows[torch.tensor(stays)], factor, 1.0)
+    rows = reaching(source, path)
+    for held in (x for x in source.args[1:] if isinstance(x, fx.Node)):
+        if name := axes.traced.names.get(held.name):
+            stays = kept.get(name, {}).get(0, list(range(len(rows))))
+            factors = torch.where(rows[torch.tensor(stays)], factor, 1.0)
+            yield name, factors.reshape(-1, *[1] * (len(shape_of(held.meta["val"])) - 1))
 
 
 def _source_of_query(query: Call) -> tuple[Call, list[Call]]:
@@ -244,26 +246,3 @@ def _source_of_query(query: Call) -> tuple[Call, list[Call]]:
             )
         node = inputs[0]
     return node, path[::-1]
-
-
-def _reaches(source: Call, path: list[Call], query: Call) -> Tensor:
-    """Which of the source's output channels end in the queries: bool `[channels]`, found by a gradient."""
-    leaf = torch.ones(shape_of(source.meta["val"]), requires_grad=True)
-    values: dict[Call, Any] = {source: leaf}
-
-    def value(x: Any) -> Any:
-        if not isinstance(x, fx.Node):
-            return x
-        if x in values:
-            return values[x]
-        meta = x.meta["val"]
-        return torch.ones(shape_of(meta)) if isinstance(meta, Tensor) else int(meta.node.hint)
-
-    with torch.enable_grad():  # the caller may have switched gradients off
-        for node in path:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-            call = torch.ops.aten.reshape.default if operator_of(node) == "view" else node.target
-            values[node] = call(*args, **kwargs)  # type: ignore[operator]
-        (gradient,) = torch.autograd.grad(values[query].sum(), leaf)
-    channel = 1 if operator_of(source) == "conv2d" else leaf.dim() - 1
-    return gradient.abs().movedim(channel, 0).flatten(1).sum(1) > 0

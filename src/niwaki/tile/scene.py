@@ -429,7 +429,7 @@ def _behind(asked: Iterator[tuple[Any, Any]], use: Callable[[Any, Any], None]) -
 
 
 def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
-    """The same, each made by a thread while the one before is used."""
+    """The batches, each made by a thread while the one before is used."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, batches, None)
         while (batch := coming.result()) is not None:
