@@ -176,7 +176,7 @@ class Artifact:
         if recipe is not None and not (precision == "int8" and getattr(made, "RECIPES", False)):
             raise ModelError(
                 f"export: {runtime} {precision} takes no recipe, expected int8 of onnx, openvino or tensorrt. "
-                "Export it without.",
+                "Export it without (on the command line without --narrow and --quantizer).",
                 code="export-recipe",
             )
         parity = require("niwaki.runtimes.parity", extra="train")
@@ -237,8 +237,8 @@ class Artifact:
         if wanted not in held:
             raise ArtifactError(
                 f"{self.path.name}: has no {runtime} export of precision {wanted!r}, it has "
-                f"{sorted(held) or 'none'}. Add it: niwaki export {self.path.name} --precision "
-                f"{wanted}.",
+                f"{sorted(held) or 'none'}. Add it: niwaki export {self.path.name} --runtime {runtime} "
+                f"--precision {wanted}.",
                 code="artifact-export",
             )
         mode = {}

@@ -114,6 +114,7 @@ CODES: dict[str, str] = {
     "corrupt-kind": "A corruption is one of noise, blur, brightness, contrast, jpeg, at a severity of 1 to 5.",
     "data-changed": "The images are not those that the stored splits name. Restore them, or start a new run folder.",
     "data-class-empty": "A class has no usable image to learn from. Mend its images, or take the class out.",
+    "data-classes": "The data's classes, or what it is data for, are not the artifact's. Name the classes alike.",
     "data-empty": "The data set has no image at all. Check the path and its layout (docs/data.md).",
     "data-few-classes": "A classifier needs at least two classes with images.",
     "data-few-images": "A split would be empty. A class needs three images to be in train, val and test.",

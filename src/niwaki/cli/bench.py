@@ -19,7 +19,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     way.add_argument("--all-runtimes", action="store_true", help="every export of A, one row each")
     arg("--data", metavar="DATA", help="with --all-runtimes: its test images give accuracy and agreement")
     arg("--chart", metavar="FILE.svg", help="with --all-runtimes: also draw it")
-    arg("--seed", type=natural, default=0, metavar="N", help="seed of the data's splits (default 0)")
+    arg(
+        "--seed", type=natural, metavar="N", help="seed of the data's splits (default: that of A's fit, else 0)"
+    )
     arg("--rounds", type=positive, metavar="N", help="timed samples of each (default 30; 20 of all runtimes)")
     arg(
         "--threads",
@@ -46,9 +48,9 @@ def _all(args: argparse.Namespace) -> Answer:
 
     artifact, samples = Artifact.open(args.artifact), None
     if args.data:
-        from niwaki import data
+        from niwaki.cli import given
 
-        samples = data.read(args.data, seed=args.seed).test
+        samples = given.labelled(artifact, args.data, seed=args.seed).test
     result = bench_runtimes.measure(artifact, data=samples, threads=args.threads, rounds=args.rounds or 20)
     result["warnings"] = bench.warnings(artifact)
     if args.chart:

@@ -6,13 +6,14 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from niwaki.cli import rungs, sensitivity
-from niwaki.cli.screen import Answer, Out
+from niwaki.cli import given, rungs, sensitivity
+from niwaki.cli.screen import Answer, Out, percent
 from niwaki.cli.values import natural, positive, share
 from niwaki.errors import ModelError
 
 if TYPE_CHECKING:
     from niwaki.artifact import Artifact, Builder
+    from niwaki.qdq.recipe import Recipe
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="with --runtime web or --sensitivity: where the page goes (default NAME-web, or beside it)",
     )
-    arg("--calib", metavar="DATA", help="images that int8 is calibrated on; a data set as for fit")
+    arg("--calib", metavar="DATA", help="images that int8 is calibrated on: a folder, or a data set as for fit")
     arg(
         "--data", metavar="DATA", help="with --max-drop: its train split calibrates int8, its val split chooses"
     )
@@ -60,7 +61,17 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     arg("--images", type=positive, default=256, metavar="N", help="with --sensitivity: of val (default 256)")
     arg("--builder", metavar="FILE:FUNCTION", help="runs it: what made a model of your own code")
-    arg("--seed", type=natural, default=0, metavar="N", help="seed of their choice (default 0)")
+    arg(
+        "--narrow",
+        action="store_true",
+        help="int8 of 7-bit weights: the same answers on CPUs without VNNI; docs/instruction-sets.md",
+    )
+    arg(
+        "--seed",
+        type=natural,
+        metavar="N",
+        help="seed of their choice and of the data's splits (default: that of the artifact's fit, else 0)",
+    )
 
 
 def run(args: argparse.Namespace, out: Out) -> Answer:
@@ -82,31 +93,42 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
         )
     if args.max_drop is not None:
         return _climb(artifact, args, out)
-    calib = _calib(args, artifact)
-    builder = _builder(args.builder, artifact)
+    calib = given.calibration(artifact, args.calib, seed=args.seed) if args.calib else None
+    builder, recipe = _builder(args.builder, artifact), _recipe(args)
     if args.all_runtimes:
-        return _all(artifact, args.artifact, calib, builder)
-    recipe = None if args.quantizer == "niwaki" else _recipe(args.quantizer)
+        return _all(artifact, args.artifact, calib, builder, recipe, out)
     artifact.export(args.runtime, precision=args.precision, calib=calib, recipe=recipe, builder=builder)
-    text = f"{args.artifact}: {args.runtime} {args.precision} added"
+    text = _added(artifact, args.artifact, args.runtime, args.precision)
     return Answer({"artifact": args.artifact, "exports": artifact.exports}, text)
 
 
-def _recipe(by: str) -> Any:
+def _recipe(args: argparse.Namespace) -> Recipe | None:
+    """How int8 is made, where something is asked of it."""
     from niwaki.qdq.recipe import Recipe
 
-    return Recipe(by=by)
+    asked = Recipe(by=args.quantizer, narrow=args.narrow)
+    return None if asked.plain else asked
+
+
+def _added(artifact: Artifact, name: str, runtime: str, precision: str) -> str:
+    """What was added, and how it compares with the model."""
+    entry = artifact.exports[runtime][precision]
+    parity = entry["parity"]
+    images = f"{parity['images']} image{'' if parity['images'] == 1 else 's'}"
+    return (
+        f"{name}: {runtime} {precision} added, {entry['bytes'] / 1e6:.3g} MB; agrees with the model on "
+        f"{percent(parity['agreement'])} of {images}, largest error {parity['error']:.1g}"
+    )
 
 
 def _climb(artifact: Artifact, args: argparse.Namespace, out: Out) -> Answer:
     """The cheapest recipe of int8 that holds the score of val, exported; exit 3 where none does."""
-    from niwaki import data
     from niwaki.search import recipes
 
     rungs.check(args)
     builder = _builder(args.builder, artifact)
-    held = data.read(args.data, seed=args.seed)
-    calib = rungs.images(held.train, artifact, seed=args.seed)
+    held = given.labelled(artifact, args.data, seed=args.seed)
+    calib = rungs.images(held.train, artifact, seed=args.seed or 0)
     found = recipes.climb(
         artifact.model(builder),
         spec=artifact.spec,
@@ -125,21 +147,14 @@ def _climb(artifact: Artifact, args: argparse.Namespace, out: Out) -> Answer:
     return Answer(value, text, 0 if found.held else 3)
 
 
-def _calib(args: argparse.Namespace, artifact: Artifact) -> Any:
-    if not args.calib:
-        return None
-    from niwaki import data
-
-    samples = data.read(args.calib, seed=args.seed).train.take(256, seed=args.seed)
-    return samples.batch(range(len(samples)), artifact.spec)
-
-
-def _all(artifact: Artifact, name: str, calib: Any, builder: Builder | None) -> Answer:
-    """Every export that is not there yet; one that fails is told and does not stop the others."""
+def _all(
+    artifact: Artifact, name: str, calib: Any, builder: Builder | None, recipe: Recipe | None, out: Out
+) -> Answer:
+    """Every export that is not there yet, told as it is made; one that fails is told and stops no other."""
     from niwaki import runtimes
     from niwaki.errors import NiwakiError, ParityError
 
-    lines, left, exit_code = [], {}, 0
+    left, exit_code = {}, 0
     ranges = calib is not None or _trained(artifact, builder)
     for runtime in runtimes.NAMES:
         can = runtimes.support(runtime)
@@ -151,13 +166,23 @@ def _all(artifact: Artifact, name: str, calib: Any, builder: Builder | None) -> 
                 left[one] = f"needs {can['install']}" if can["install"] else "needs --calib DATA"
                 continue
             try:
-                artifact.export(runtime, precision=precision, calib=calib, builder=builder)
-                lines.append(f"{name}: {runtime} {precision} added")
+                takes = precision == "int8" and getattr(runtimes.load(runtime), "RECIPES", False)
+                made = {"recipe": recipe if takes else None, "builder": builder}
+                artifact.export(runtime, precision=precision, calib=calib, **made)
+                _tell(out, _added(artifact, name, runtime, precision))
             except NiwakiError as error:
                 left[one] = f"{error} [{error.code}]"
                 exit_code = 3 if isinstance(error, ParityError) else exit_code
-    lines += [f"left out: {one}: {why}" for one, why in left.items()]
-    return Answer({"artifact": name, "exports": artifact.exports, "left": left}, "\n".join(lines), exit_code)
+    text = "\n".join(f"left out: {one}: {why}" for one, why in left.items())
+    return Answer({"artifact": name, "exports": artifact.exports, "left": left}, text, exit_code)
+
+
+def _tell(out: Out, line: str) -> None:
+    """A line at once, for making all takes minutes."""
+    if out.as_json:
+        print(line, file=sys.stderr)
+    else:
+        out.line(line)
 
 
 def _trained(artifact: Artifact, builder: Builder | None) -> bool:

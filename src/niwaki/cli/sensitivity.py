@@ -27,16 +27,17 @@ def measure(artifact: Artifact, args: argparse.Namespace, builder: Builder | Non
             "export: --sensitivity got no images to measure on. Give --data DATA, with a train and val split.",
             code="export-calib",
         )
-    from niwaki import data, report
+    from niwaki import report
+    from niwaki.cli import given
     from niwaki.search import recipes
 
-    held = data.read(args.data, seed=args.seed)
-    val = held.val.take(args.images, seed=args.seed) if len(held.val) > args.images else held.val
+    held = given.labelled(artifact, args.data, seed=args.seed)
+    val = held.val.take(args.images, seed=args.seed or 0) if len(held.val) > args.images else held.val
     found = recipes.sensitivities(
         artifact.model(builder),
         spec=artifact.spec,
         task=artifact.task,
-        calib=rungs.images(held.train, artifact, seed=args.seed),
+        calib=rungs.images(held.train, artifact, seed=args.seed or 0),
         images=val.batch(range(len(val)), artifact.spec),
         targets=val.targets(range(len(val)), artifact.spec),
         by=args.sensitivity,

@@ -167,7 +167,11 @@ def save(
             builder=work.builder,
             fresh=work.fresh() if own else None,
             plan=plan_text(work.plan),
-            extra={"images": work.data.train.sides(), **(extra or {})},
+            extra={
+                "images": work.data.train.sides(),
+                "splits": {"seed": work.arguments.seed, "val": work.arguments.val},
+                **(extra or {}),
+            },
         )
         for precision in precisions:
             calib = work.calibration() if precision == "int8" else None

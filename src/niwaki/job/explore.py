@@ -327,7 +327,10 @@ class _Search:
         fresh, builder = self.tries.fresh(trial["setting"])
         path = self.folder.path / "model.niwaki"
         own = builder is not None and not works.by_name(builder)
-        facts = {"search": {name: trial[name] for name in ("setting", "epochs", "cost", "val")}}
+        facts = {
+            "search": {name: trial[name] for name in ("setting", "epochs", "cost", "val")},
+            "splits": {"seed": self.asked.seed, "val": self.asked.val},
+        }
         artifact = Artifact.save(
             path, model, spec=self.tries.spec, task=self.tries.task, builder=builder,
             fresh=fresh if own else None, extra=facts,

@@ -46,7 +46,8 @@ def check(
         )
     if precision not in precisions:
         raise ModelError(
-            f"export: {runtime} knows no precision {precision!r}, expected one of {', '.join(precisions)}.",
+            f"export: {runtime} knows no precision {precision!r}, expected one of {', '.join(precisions)}. Ask "
+            "for one of them by name (on the command line: --precision).",
             code="export-precision",
         )
     if trained and precision != "int8":
@@ -63,7 +64,7 @@ def check(
         got = f"{calib.dtype} {calib.shape}" if isinstance(calib, np.ndarray) else repr(calib)
         raise ModelError(
             f"export: calib is {got}, expected a numpy array uint8 [N, {', '.join(map(str, wanted))}] of "
-            "at least one image; int8 takes its ranges from them.",
+            "at least one image; int8 takes its ranges from them (on the command line: --calib FOLDER).",
             code="export-calib",
         )
     return trained
