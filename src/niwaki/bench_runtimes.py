@@ -73,10 +73,10 @@ def measure(
     given = {name: given[name] for name in taken}
     reference, wanted = _reference(artifact, given, images, builder)
     true: Any = None if data is None else data.targets(range(len(data)), artifact.spec)
-    rows = {}
+    rows, threshold = {}, getattr(artifact.task, "threshold", None)
     for name in taken:
         runtime, precision = names[name]
-        found = compare(wanted, given[name], precision)
+        found = compare(wanted, given[name], precision, threshold=threshold)
         rows[name] = {
             "agreement": found.agreement,
             "max_error": found.error,
@@ -94,7 +94,7 @@ def measure(
         "failed": failed,
         "fastest": _fastest(taken),
         "slower": _slower(taken),
-        "same_numbers": _same_numbers(given),
+        "same_numbers": _same_numbers(given, threshold),
         "threads": threads,
         "cpu": timing.cpu(),
         "isa": timing.isa(),
@@ -212,9 +212,11 @@ def _slower(taken: dict[str, npt.NDArray[np.float64]]) -> list[str]:
     ]
 
 
-def _same_numbers(given: dict[str, Floats]) -> dict[str, float]:
+def _same_numbers(given: dict[str, Floats], threshold: float | None = None) -> dict[str, float]:
     """Runtimes that run the very scales and zero points of onnx:int8, and how often they agree with it."""
     if "onnx:int8" not in given:
         return {}
     same = [name for name in ("openvino:int8",) if name in given]
-    return {name: compare(given["onnx:int8"], given[name], "int8").agreement for name in same}
+    return {
+        name: compare(given["onnx:int8"], given[name], "int8", threshold=threshold).agreement for name in same
+    }

@@ -307,3 +307,18 @@ def test_a_mask_set_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     Image.fromarray(shapes.scene(0)[1][:5]).save(root / "masks" / "000.png")
     assert main(["fit", str(root), "--epochs", "0", "--out", str(tmp_path / "run")]) != 0
     assert "few-images" in capsys.readouterr().err
+
+
+def test_objects_agree_by_what_is_an_object_and_not_by_their_longest_ray() -> None:
+    draw = np.random.default_rng(0)
+    wanted = draw.random((2, 33, 4, 5), np.float32)
+    other = wanted.copy()
+    other[:, 1:] += draw.normal(0, 1e-3, other[:, 1:].shape).astype(np.float32)
+    found = compare(wanted, other, threshold=0.5)
+    assert found.agreement == 1 and found.moved == 0 and 1e-3 < found.error < 0.01
+    other[0, 0, :2] = np.where(wanted[0, 0, :2] > 0.5, 0.2, 0.8)
+    found = compare(wanted, other, threshold=0.5)
+    assert found.agreement == 0.75
+    assert found.moved == pytest.approx(np.abs(wanted - other)[:, 0].mean(), abs=1e-6)
+    close = np.full((1, 33, 1, 1), 0.5, np.float32)
+    assert compare(close + np.float32(1e-5), close - np.float32(1e-5), threshold=0.5).agreement == 1

@@ -58,10 +58,19 @@ class Parity:
 
 
 def compare(
-    wanted: npt.NDArray[np.float32], got: npt.NDArray[np.float32], precision: str = "float32"
+    wanted: npt.NDArray[np.float32],
+    got: npt.NDArray[np.float32],
+    precision: str = "float32",
+    *,
+    threshold: float | None = None,
 ) -> Parity:
     """Two tables of probabilities `[N, K]` or `[N, K, H, W]`, the model's and the file's, compared; where there
-    is one answer a pixel, agreement and what moved are means over pixels."""
+    is one answer a pixel, agreement and what moved are means over pixels.
+
+    Args:
+        threshold: of answers whose first channel alone is a probability (objects; the others are distances, and
+            count in the error only): from which on a point is an object's.
+    """
     if wanted.shape != got.shape:
         raise ParityError(
             f"the model gives probabilities {wanted.shape}, the file {got.shape}. It was exported "
@@ -72,12 +81,17 @@ def compare(
     found = []
     for one, other in zip(wanted, got, strict=True):  # maps of many images as float64 would be large
         error = np.abs(one.astype(np.float64) - other)
-        best = np.take_along_axis(one, other.argmax(0, keepdims=True), 0)[0]
-        found.append((error.max(), np.mean(best >= one.max(0) - tie), error.sum(0).mean() / 2))
-    largest, agreement, moved = np.array(found).reshape(-1, 3).T
+        if threshold is None:
+            best = np.take_along_axis(one, other.argmax(0, keepdims=True), 0)[0]
+            same, moved = best >= one.max(0) - tie, error.sum(0).mean() / 2
+        else:
+            same = (one[0] >= threshold) == (other[0] >= threshold)
+            same, moved = same | (np.abs(one[0] - threshold) <= tie), error[0].mean()
+        found.append((error.max(), np.mean(same), moved))
+    largest, agreement, mass = np.array(found).reshape(-1, 3).T
     return Parity(
         error=float(largest.max()),
         agreement=float(agreement.mean()),
-        moved=float(moved.mean()),
+        moved=float(mass.mean()),
         images=len(wanted),
     )

@@ -46,7 +46,8 @@ def check(
         ParityError: it is further off than `LIMITS[precision]` allows. [parity]
     """
     wanted = reference(model, spec, task, images)
-    found = compare(wanted, runtimes.load(runtime).open(path)(images), precision)
+    got = runtimes.load(runtime).open(path)(images)
+    found = compare(wanted, got, precision, threshold=getattr(task, "threshold", None))
     limits = LIMITS[precision]
     # written so that a NaN fails too
     within = found.error <= limits.error and found.moved <= limits.moved
