@@ -31,7 +31,7 @@ def run(args: argparse.Namespace, artifact: Artifact) -> Answer:
     asked: dict[str, Any] = {"memory_mb": args.memory, "scale": scale, "bands": args.bands, "level": args.level}
     with objects.opened(scene, channels=artifact.spec.channels, tile=side, **asked) as (pixels, raster):
         objects.check(out, scene, raster)
-        predict = artifact.session("onnx", precision=args.precision, threads=args.threads)
+        predict = artifact.session(args.runtime, precision=args.precision, threads=args.threads)
         find = instances.finder(predict, artifact.task)
         with objects.label_map(raster.shape[:2], out, memory_mb=args.memory) as labels:
             with bar() as show:

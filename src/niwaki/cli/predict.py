@@ -43,8 +43,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="threads of the runtime (default 1)",
     )
     arg(
+        "--runtime", default="onnx", metavar="NAME", help="whose export to run (default onnx); docs/runtimes.md"
+    )
+    arg(
         "--precision",
-        choices=("float32", "int8"),
+        choices=("float32", "bfloat16", "float16", "int8"),
         help="the export to run (default: the artifact's own)",
     )
     scene.add(parser)
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
             "SCENE -o mask.tif.",
             code="tile-knob",
         )
-    predict = artifact.session("onnx", precision=args.precision, threads=args.threads)
+    predict = artifact.session(args.runtime, precision=args.precision, threads=args.threads)
     entries: list[dict[str, Any]] = []
     failed = False
     paths = find(args.paths, artifact.spec.bands if artifact.spec.banded else None)

@@ -128,7 +128,7 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     predictor, sums = _predictor(args, artifacts)
     field = None
     if args.exact:
-        field = tile.widest([tile.receptive_field(_file(a, args.precision)) for a in artifacts])
+        field = tile.widest([tile.receptive_field(_graph(a, args.precision)) for a in artifacts])
         tile.prove(predictor, field, channels=first.spec.channels)
     with bar() as show:
         stats = tile.predict(
@@ -183,16 +183,34 @@ def _check(args: argparse.Namespace, artifacts: list[Any]) -> None:
         raise SpecError(f"niwaki predict: {fault}.", code="tile-knob")
 
 
-def _file(artifact: Any, precision: str | None) -> Path:
-    held: str = artifact.exports["onnx"][precision or artifact.default]["file"]
-    return Path(artifact.path, held)
+def _files(artifact: Any, args: argparse.Namespace) -> list[Path]:
+    """What a session of the artifact runs."""
+    entry = artifact.exports[args.runtime][args.precision or artifact.default]
+    return [Path(artifact.path, name) for name in (entry["file"], *entry.get("parts", ()))]
+
+
+def _graph(artifact: Any, precision: str | None) -> Path:
+    """The ONNX file that tells how far a network sees, which is the same on every runtime.
+
+    Raises:
+        SpecError: it has none. [tile-knob]
+    """
+    held = artifact.exports.get("onnx", {})
+    entry = held.get(precision or artifact.default) or next(iter(held.values()), None)
+    if entry is None:
+        raise SpecError(
+            "niwaki predict: --exact reads how far the network sees from its onnx export, and "
+            f"{artifact.path.name} has none. Add it: niwaki export {artifact.path.name} --precision float32.",
+            code="tile-knob",
+        )
+    return Path(artifact.path, entry["file"])
 
 
 def _predictor(args: argparse.Namespace, artifacts: list[Any]) -> tuple[Any, str]:
     """One predictor of all models and turns, and a text that tells it from others."""
     from niwaki import files, tile
 
-    sessions = [a.session("onnx", precision=args.precision, threads=args.threads) for a in artifacts]
+    sessions = [a.session(args.runtime, precision=args.precision, threads=args.threads) for a in artifacts]
     weights = [float(word) for word in args.weights.split(",")] if args.weights else []
     predictor = sessions[0]
     if len(sessions) > 1 or weights:
@@ -200,7 +218,7 @@ def _predictor(args: argparse.Namespace, artifacts: list[Any]) -> tuple[Any, str
     if args.turns:
         turns = ["none", *(word for word in args.turns.split(",") if word != "none")]
         predictor = tile.turned(predictor, turns)
-    names = [files.sha256(_file(a, args.precision)) for a in artifacts]
+    names = [files.sha256(file) for a in artifacts for file in _files(a, args)]
     return predictor, f"{names} {args.join} {weights} {args.turns}"
 
 
