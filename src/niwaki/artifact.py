@@ -63,6 +63,8 @@ class Artifact:
             UnsafeArtifact: it holds what does not belong there. [artifact-extra, artifact-link]
         """
         path = Path(path)
+        if path.is_symlink() or path.name in ("", ".."):  # what is written later replaces a folder by its name
+            path = path.resolve()
         present = sealed.check(path, ALLOWED)
         for name in (MANIFEST, WEIGHTS):
             if name not in present:

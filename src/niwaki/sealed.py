@@ -74,17 +74,25 @@ def write(path: Path, contents: Mapping[str, bytes | Path]) -> None:
         )
     fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
     shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        _fill(fresh, contents)
+    except OSError:  # a full disk: what was written of the new one takes room for nothing
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    _swap(fresh, path)
+
+
+def _fill(folder: Path, contents: Mapping[str, bytes | Path]) -> None:
     sums = []
     for name, content in sorted(contents.items()):
-        target = fresh / name
+        target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, Path):
             _share(content, target)
         else:
             files.write_bytes(target, content)
         sums.append(f"{files.sha256(target)}  {name}\n")
-    files.write_bytes(fresh / SUMS, "".join(sums).encode())
-    _swap(fresh, path)
+    files.write_bytes(folder / SUMS, "".join(sums).encode())
 
 
 def recover(path: Path) -> Path:

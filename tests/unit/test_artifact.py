@@ -4,15 +4,17 @@ no torch."""
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from niwaki import nets, sealed
+from niwaki import files, nets, sealed
 from niwaki.artifact import Artifact
 from niwaki.errors import ArtifactError, ModelError, ParityError, UnsafeArtifact
 from niwaki.runtimes import parity
@@ -328,6 +330,7 @@ def test_what_is_no_artifact_is_not_replaced(tmp_path: Path) -> None:
 
 _KILLED = """
 import os, sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from niwaki import sealed
 left, real = int(sys.argv[2]), Path.rename
@@ -365,3 +368,37 @@ def test_json_in_a_manifest_is_sorted_and_plain(exported: Artifact) -> None:
     text = (exported.path / "niwaki.json").read_text()
     assert list(json.loads(text)) == sorted(json.loads(text))
     assert str(Path.cwd()) not in text
+
+
+@pytest.fixture
+def no_room() -> Iterator[Callable[[], None]]:
+    """A disk that is full from 100 kB a file on."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_old_one_and_no_crumbs(tmp_path: Path, no_room: Callable[[], None]) -> None:
+    sealed.write(tmp_path / "a.niwaki", {"niwaki.json": b"old"})
+    no_room()
+    with pytest.raises(OSError, match="too large"):
+        sealed.write(tmp_path / "a.niwaki", {"niwaki.json": b"new", "weights.safetensors": bytes(200_000)})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.niwaki"]
+    assert (tmp_path / "a.niwaki" / "niwaki.json").read_bytes() == b"old"
+    with pytest.raises(OSError, match="too large"):
+        files.write_bytes(tmp_path / "x", bytes(200_000))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.niwaki"]
+
+
+def test_by_a_link_or_from_inside_it_is_the_same_artifact(
+    exported: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(exported.path, tmp_path / "a.niwaki")
+    (tmp_path / "latest").symlink_to("a.niwaki")
+    Artifact.open(tmp_path / "latest").update(note="by the link")
+    assert (tmp_path / "latest").is_symlink()
+    monkeypatch.chdir(tmp_path / "a.niwaki" / "exports")
+    assert Artifact.open("..").manifest["note"] == "by the link"
+    monkeypatch.chdir(tmp_path / "a.niwaki")
+    assert Artifact.open(".").path == tmp_path / "a.niwaki"

@@ -116,6 +116,8 @@ def test_usage_is_2_and_answers_in_json_when_asked(niwaki: Any, words: list[str]
         (errors.MissingExtra("m", code="extra-missing"), "extra-missing", 4),
         (KeyboardInterrupt(), "interrupted", 130),
         (FileNotFoundError(2, "No such file", "x"), "file-access", 1),
+        (OSError(28, "No space left on device"), "file-access", 1),
+        (OSError(9, "Bad file descriptor"), "internal", 1),
         (ZeroDivisionError("m"), "internal", 1),
         (OSError("without a file"), "internal", 1),
     ],

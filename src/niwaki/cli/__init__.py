@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import sys
 import traceback
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ VERBS = {
     "report": report,
 }
 INTERRUPTED = 130
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a write says of a full disk: it names no file."""
 
 
 class _Usage(Exception):
@@ -107,6 +110,8 @@ def _explain(error: BaseException) -> tuple[str, str, int]:
         return says, "interrupted", INTERRUPTED
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.strerror}: {error.filename}", "file-access", 1
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"{error.strerror}. Make room; the same command does the rest.", "file-access", 1
     kind = type(error).__name__
     says = f"{kind}: {error}. This is a bug in niwaki: run again with --debug and report it."
     return says, "internal", 1

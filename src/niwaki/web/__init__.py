@@ -41,7 +41,8 @@ EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR
 AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE
 OR OTHER DEALINGS IN THE SOFTWARE.
 """
-PAGE = ("index.html", "main.js", "resize.js", "worker.js")
+PAGE = ("main.js", "index.html", "resize.js", "worker.js")
+"""main.js first: by it a folder that was begun is known as a page."""
 
 
 def write(artifact: Artifact, folder: str | Path, *, precision: str | None = None) -> Path:
