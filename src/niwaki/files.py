@@ -11,7 +11,7 @@ from typing import Any
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step: temporary file beside it, fsync, rename; where it fails, neither."""
+    """Replace `path` by `data` in one step: temporary file beside it, fsync, rename; a failure leaves none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
