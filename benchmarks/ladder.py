@@ -128,7 +128,7 @@ def by_ladder(
     spec: Any,
     task: Any,
     calib: np.ndarray,
-    score: Callable[[Path], float],
+    measured: Callable[[Path], tuple[float, float]],
     limit: float,
     path: Path,
 ) -> dict[str, Any]:
@@ -138,11 +138,13 @@ def by_ladder(
 
     maker = onnx_export.maker(model, spec, task=task, calib=calib)
     found = ladder.climb(
-        lambda recipe: score(onnx_export.save_int8(maker, recipe, path)),
-        reference=score(path.with_name("float.onnx")),
+        lambda recipe: measured(onnx_export.save_int8(maker, recipe, path)),
+        reference=measured(path.with_name("float.onnx"))[0],
         max_drop=limit,
         sensitive=maker.sensitive,
-        show=lambda step: print(f"  {step.rung}: loses {step.drop:.2%}, {step.seconds:.0f} s", file=sys.stderr),
+        show=lambda s: print(
+            f"  {s.rung}: loses {s.drop:.2%} ± {s.noise:.2%}, {s.seconds:.0f} s", file=sys.stderr
+        ),
     )
     onnx_export.save_int8(maker, found.recipe, path)
     return found.to_json() | {"says": found.says()}
@@ -178,13 +180,19 @@ def measured(name: str, model: Any, spec: Any, data: Any, given: argparse.Namesp
     images = calib.batch(range(len(calib)), spec)
     splits = {"val": data.val.take(given.val, seed=0), "test": data.test.take(given.test, seed=0)}
 
-    def score(path: Path, split: str = "val") -> float:
-        run = runtimes.load("onnx").open(path)
-        return metrics.main(evaluate.tally(run, splits[split], spec, task, detail=False).score())
+    def tally(path: Path, split: str) -> Any:
+        return evaluate.tally(runtimes.load("onnx").open(path), splits[split], spec, task, detail=False)
+
+    def lost(path: Path, split: str = "val") -> tuple[float, float]:
+        """The score, and the standard error of its difference to float's."""
+        found = tally(path, split)
+        change = found.each() - whole[split].each()
+        return metrics.main(found.score()), float(change.std() / len(change) ** 0.5)
 
     limit = given.max_drop if given.max_drop is not None else 0.005 if name.startswith("vit") else 0.01
     files = {"float": float_file(model, spec, task, folder / "float.onnx")}
-    climbed = by_ladder(model, spec, task, images, score, limit, folder / "ladder.onnx")
+    whole = {split: tally(files["float"], split) for split in splits}
+    climbed = by_ladder(model, spec, task, images, lost, limit, folder / "ladder.onnx")
     files["ladder"] = folder / "ladder.onnx"
     left = {}
     for way, make in (("onnxruntime", by_onnx_runtime), ("nncf", by_nncf)):
@@ -195,12 +203,13 @@ def measured(name: str, model: Any, spec: Any, data: Any, given: argparse.Namesp
             left[way] = f"not installed: {error}"
         except niwaki.errors.RuntimeFailed as error:
             left[way] = str(error)
-    tests = {way: score(path, "test") for way, path in files.items()}
+    tests = {way: lost(path, "test") for way, path in files.items()}
     times = timed(files, given)
     rows = {
         way: {
-            "test": tests[way],
-            "drop": tests["float"] - tests[way],
+            "test": tests[way][0],
+            "drop": tests["float"][0] - tests[way][0],
+            "noise": tests[way][1],
             **times[way],
             "bytes": path.stat().st_size,
         }
@@ -213,9 +222,10 @@ def measured(name: str, model: Any, spec: Any, data: Any, given: argparse.Namesp
 def table(result: dict[str, Any]) -> str:
     """A network's rows as text."""
     lines = [f"{result['network']}: {result['ladder']['says']} on val ({result['val']} images)"]
-    lines.append(f"  {'':12s} {'test':>8s} {'drop':>8s} {'latency':>8s} {'fastest':>8s} {'MB':>7s}")
+    heads = f"{'test':>8s} {'drop':>8s} {'+-':>6s} {'latency':>8s} {'fastest':>8s} {'MB':>7s}"
+    lines.append(f"  {'':12s} {heads}")
     for way, row in result["rows"].items():
-        shares = f"{row['test']:8.2%} {row['drop']:8.2%}"
+        shares = f"{row['test']:8.2%} {row['drop']:8.2%} {row['noise']:6.2%}"
         lines.append(
             f"  {way:12s} {shares} {row['latency']:8.2f} {row['fastest']:8.2f} {row['bytes'] / 1e6:7.2f}"
         )

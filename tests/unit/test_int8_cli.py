@@ -111,6 +111,61 @@ def test_a_climb_that_is_not_enough_is_3_and_writes_nothing(
     assert Artifact.open(artifact).manifest == before
 
 
+def test_a_size_gives_four_bits_to_the_layers_that_bear_it(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file has the bytes that were asked for, its bits are in the manifest, the page shows every file."""
+    from niwaki.artifact import Artifact
+
+    words = ["export", artifact, "--data", "digits", "--size", "75%", "--max-drop", "3%", "--out", tmp_path]
+    code, value, err = said(capsys, *words)
+    assert code == 0, err
+    found, kept = value["mixed"], Artifact.open(artifact)
+    plain, chosen = found["points"][-1], found["chosen"]
+    assert set(plain["bits"].values()) == {8} and plain["share"] == 1
+    assert 0.6 < chosen["share"] <= 0.75 and set(chosen["bits"].values()) == {4, 8}
+    entry = kept.exports["onnx"]["int8"]
+    assert abs(entry["bytes"] - chosen["bytes"]) < 200  # a rung may have changed scales, not sizes
+    assert entry["recipe"]["node_bits"] == chosen["recipe"]["node_bits"]
+    assert kept.manifest["mixed"]["chosen"] == chosen and value["ladder"]["held"]
+    shares = [point["share"] for point in found["points"]]
+    assert shares == sorted(shares) and len(shares) >= 4 and found["front"][0] == shares[0]
+    page = (tmp_path / "mixed.html").read_text()
+    assert "<svg" in page and all(f"{100 * share:.1f}" in page for share in shares)
+    assert json.loads((tmp_path / "mixed.json").read_text())["points"] == found["points"]
+
+
+def test_a_size_that_no_bits_reach_is_3_and_writes_nothing(
+    artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from niwaki.artifact import Artifact
+
+    before = Artifact.open(artifact).manifest
+    code, value, _ = said(capsys, "export", artifact, "--data", "digits", "--size", "10%")
+    assert code == 3 and value["error"]["code"] == "budget-unreachable" and "68" in value["error"]["message"]
+    assert Artifact.open(artifact).manifest == before
+
+
+def test_the_ladder_is_scored_on_the_runtime_that_it_is_for(
+    artifact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    from niwaki.runtimes import onnx, openvino
+
+    def never(*given: Any, **knobs: Any) -> Any:
+        raise AssertionError("ONNX Runtime was asked")
+
+    opened: list[Path] = []
+    ran = openvino.open
+    monkeypatch.setattr(onnx, "open", never)
+    monkeypatch.setattr(openvino, "open", lambda path, **knobs: opened.append(Path(path)) or ran(path, **knobs))
+    words = ["export", artifact, "--data", "digits", "--max-drop", "5%", "--runtime", "openvino"]
+    code, value, err = said(capsys, *words)
+    assert code == 0, err
+    assert len(opened) > len(value["ladder"]["steps"]) and all(path.suffix == ".xml" for path in opened)
+    assert value["exports"]["openvino"]["int8"]["recipe"] == value["ladder"]["recipe"]
+
+
 def test_sensitivity_is_a_table_a_page_and_json(
     artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +197,10 @@ def test_sensitivity_is_a_table_a_page_and_json(
     ("words", "code", "error"),
     [
         (["--max-drop", "1%"], 1, "export-calib"),
+        (["--size", "60%"], 1, "export-calib"),
+        (["--size", "0"], 2, "usage"),
+        (["--size", "60%", "--data", "digits", "--quantizer", "nncf"], 1, "export-recipe"),
+        (["--size", "60%", "--data", "nowhere", "--runtime", "ncnn"], 1, "export-recipe"),
         (["--sensitivity", "block"], 1, "export-calib"),
         (["--max-drop", "1%", "--data", "digits", "--precision", "float32"], 1, "export-precision"),
         (["--max-drop", "200%", "--data", "digits"], 2, "usage"),

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from niwaki.cli import given, rungs, sensitivity
 from niwaki.cli.screen import Answer, Out, percent
-from niwaki.cli.values import natural, positive, share
-from niwaki.errors import ModelError
+from niwaki.cli.values import natural, positive, positive_share, share
 
 if TYPE_CHECKING:
     from niwaki.artifact import Artifact, Builder
@@ -36,11 +35,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     arg(
         "--out",
         metavar="FOLDER",
-        help="with --runtime web or --sensitivity: where the page goes (default NAME-web, or beside it)",
+        help="with --runtime web, --sensitivity, --size: where the page goes (default NAME-web, or beside it)",
     )
     arg("--calib", metavar="DATA", help="images that int8 is calibrated on: a folder, or a data set as for fit")
     arg(
-        "--data", metavar="DATA", help="with --max-drop: its train split calibrates int8, its val split chooses"
+        "--data",
+        metavar="DATA",
+        help="with --max-drop or --size: its train split calibrates int8, its val split chooses",
     )
     arg(
         "--max-drop",
@@ -48,6 +49,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="climb the ladder of int8 recipes until val loses no more: 0.01 or 1%%; docs/quantization.md",
     )
+    arg(
+        "--size",
+        type=positive_share,
+        metavar="SHARE",
+        help="4-bit weights where they cost least, until the int8 file has at most this share of its bytes, "
+        "say 60%%; writes mixed.html, .json; with --max-drop it also has to hold the score",
+    )
+    arg("--floats", action="store_true", help="with --size: layers may also stay float, which costs time")
     arg(
         "--quantizer",
         choices=("niwaki", "nncf"),
@@ -85,14 +94,8 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     args.precision = args.precision or "int8"
     if args.sensitivity:
         return sensitivity.measure(artifact, args, _builder(args.builder, artifact))
-    if args.max_drop is not None and args.quantizer != "niwaki":
-        raise ModelError(
-            f"export: --max-drop came with --quantizer {args.quantizer}, expected one of them: the ladder is "
-            "niwaki's own. Leave one out.",
-            code="export-recipe",
-        )
-    if args.max_drop is not None:
-        return _climb(artifact, args, out)
+    if rungs.asked(args):
+        return rungs.export(artifact, args, _builder(args.builder, artifact))
     calib = given.calibration(artifact, args.calib, seed=args.seed) if args.calib else None
     builder, recipe = _builder(args.builder, artifact), _recipe(args)
     if args.all_runtimes:
@@ -119,32 +122,6 @@ def _added(artifact: Artifact, name: str, runtime: str, precision: str) -> str:
         f"{name}: {runtime} {precision} added, {entry['bytes'] / 1e6:.3g} MB; agrees with the model on "
         f"{percent(parity['agreement'])} of {images}, largest error {parity['error']:.1g}"
     )
-
-
-def _climb(artifact: Artifact, args: argparse.Namespace, out: Out) -> Answer:
-    """The cheapest recipe of int8 that holds the score of val, exported; exit 3 where none does."""
-    from niwaki.search import recipes
-
-    rungs.check(args)
-    builder = _builder(args.builder, artifact)
-    held = given.labelled(artifact, args.data, seed=args.seed)
-    calib = rungs.images(held.train, artifact, seed=args.seed or 0)
-    found = recipes.climb(
-        artifact.model(builder),
-        spec=artifact.spec,
-        task=artifact.task,
-        calib=calib,
-        val=held.val,
-        max_drop=args.max_drop,
-        show=lambda step: print(rungs.line(step), file=sys.stderr),
-    )
-    text = rungs.text(found)
-    if found.held:
-        artifact.export(args.runtime, precision="int8", calib=calib, recipe=found.recipe, builder=builder)
-        artifact.update(ladder=found.to_json())
-        text += f"\n{args.artifact}: {args.runtime} int8 added"
-    value = {"artifact": args.artifact, "exports": artifact.exports, "ladder": found.to_json()}
-    return Answer(value, text, 0 if found.held else 3)
 
 
 def _all(

@@ -26,6 +26,14 @@ def share(text: str) -> float:
     return value
 
 
+def positive_share(text: str) -> float:
+    """A number above 0 and at most 1, or a percentage."""
+    value = share(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"expected a share above 0, got {text!r}")
+    return value
+
+
 def size(text: str) -> tuple[int, int]:
     """`64` or `64x48`: (height, width) in pixels."""
     parts = text.lower().split("x")

@@ -15,6 +15,7 @@ from niwaki.job.baseline import export_path
 from niwaki.job.work import by_name
 from niwaki.qdq.recipe import Recipe
 from niwaki.search import ladder, recipes
+from niwaki.search.int8_files import Files
 from niwaki.surgery import fake_quantize
 
 if TYPE_CHECKING:
@@ -60,17 +61,16 @@ def _climb(work: Work, base: Baseline, name: str, model: nn.Module) -> dict[str,
     def once(key: str, make: Callable[[], Any]) -> Any:
         return work.folder.journal.decide(f"ladder:{name}:{key}", make)
 
-    found = recipes.climb(
+    files = Files(
         model,
         spec=work.spec,
         task=work.task,
         calib=work.calibration(),
         val=work.data.val,
-        max_drop=work.arguments.max_drop,
-        reference=metrics.main(base.scores["val"]),
         threads=work.arguments.threads,
-        once=once,
     )
+    reference = metrics.main(base.scores["val"])
+    found = recipes.climb(files, max_drop=work.arguments.max_drop, reference=reference, once=once)
     return found.to_json()
 
 

@@ -167,6 +167,29 @@ def costly(
     return sorted(left, key=lambda some: (left[some], len(some)))
 
 
+def by_bits(
+    proto: Any,
+    nodes: Sequence[Any],
+    activations: Mapping[str, Grid],
+    weights: Mapping[int, Mapping[str, Grid]],
+    images: npt.NDArray[np.uint8],
+) -> dict[str, dict[int, float]]:
+    """KL divergence in nats when one layer alone is rounded, by the layer's node and the bits of its weights.
+
+    Args:
+        nodes: the integer nodes; only those with weights are asked.
+        weights: grids of all layers' weights, by bits.
+    """
+    graph = graphs.read(proto)
+    found: dict[str, dict[int, float]] = {node.name: {} for node in nodes if graph.weight(node)}
+    for bits, grids in weights.items():
+        whole = switches.switched(proto, nodes, activations, grids)
+        before = whole.run(images, whole.roundings(()))
+        for name, losses in found.items():
+            losses[bits] = divergence(before, whole.run(images, whole.roundings((name,))))
+    return found
+
+
 def divergence(before: Probabilities, after: Probabilities) -> float:
     """Mean KL divergence of the outputs `[N, K, ...]` from the float ones, in nats."""
     p, q = (np.maximum(one.astype(np.float64), TINY) for one in (before, after))

@@ -2,7 +2,8 @@
 
 `build(record, folder)` writes both; `rebuild(folder)` draws the page again from `report.json`. The
 page holds no script and asks the network for nothing: charts are inline SVG (`charts.py`), pictures
-are data URIs (`pictures.py`). `search(result, folder)` writes the page of a search (`front.py`).
+are data URIs (`pictures.py`). `search(result, folder)` writes the page of a search (`front.py`), `sensitivity`
+and `mixed` those of what int8 costs each layer, and of the bits that it gets.
 
 The record is plain JSON. A part that is missing or empty is left out of the page; `name` and
 `stages` are required.
@@ -52,6 +53,7 @@ from __future__ import annotations
 
 from niwaki.report.build import build, rebuild
 from niwaki.report.front import search
+from niwaki.report.mixed import mixed
 from niwaki.report.sensitivity import sensitivity
 
-__all__ = ["build", "rebuild", "search", "sensitivity"]
+__all__ = ["build", "mixed", "rebuild", "search", "sensitivity"]

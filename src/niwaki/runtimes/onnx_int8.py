@@ -17,7 +17,7 @@ Needs no torch, only onnx and onnxruntime.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,14 @@ from niwaki.errors import PlanError
 from niwaki.qdq import bias, equalise, insert, ranges, rounding, sensitivity, smooth
 from niwaki.qdq import graph as graphs
 from niwaki.qdq.grid import Grid
-from niwaki.qdq.recipe import Recipe
+from niwaki.qdq.recipe import BITS, Recipe
 from niwaki.runtimes import onnx_rewrite, onnx_widen
 from niwaki.spec import Spec
 
 FEW = 32
-"""Images on which nodes are put into the order in which they stay float."""
+"""Images on which nodes are put into the order in which they stay float, or get their bits."""
+FLOAT_BITS = 32
+"""Of the weights of a layer that stays float."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,29 @@ class Maker:
         proto, activations, weights = self.rounded(recipe)
         nodes = self.nodes(proto, recipe)
         return sensitivity.costly(proto, nodes, activations, weights, self.calib[:images])
+
+    def by_bits(
+        self, recipe: Recipe, *, images: int = FEW
+    ) -> tuple[dict[str, dict[int, float]], dict[str, dict[int, float]]]:
+        """What each layer loses (KL divergence in nats when it alone is rounded) and the bytes of its weights,
+        both by the layer's node and bits: 4, 8, and 32 for a layer in float, which loses nothing."""
+        proto, activations, _ = self.rounded(recipe)
+        graph, nodes = graphs.read(proto), self.nodes(proto, recipe)
+        grids = {
+            bits: insert.weight_grids(graph, nodes, replace(recipe, weight_bits=bits, node_bits=None))
+            for bits in BITS
+        }
+        losses = sensitivity.by_bits(proto, nodes, activations, grids, self.calib[:images])
+        counts = {node.name: graph.array(node.input[1]).size for node in nodes if node.name in losses}
+        sizes = {
+            name: {bits: count * bits / 8 for bits in (*BITS, FLOAT_BITS)} for name, count in counts.items()
+        }
+        return {name: {**own, FLOAT_BITS: 0.0} for name, own in losses.items()}, sizes
+
+    def layers(self) -> dict[str, str]:
+        """Each layer's name in the model, by its node."""
+        graph = graphs.read(self.ready.proto)
+        return {node.name: sensitivity.title(graph.weight(node) or "") for node in graph.layers}
 
     def _activations(self, proto: Any, recipe: Recipe) -> dict[str, Grid]:
         """The grid of every activation but the logits."""

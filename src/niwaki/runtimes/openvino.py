@@ -98,10 +98,10 @@ def export(
         ParityError: the file computes something else. [parity]
     """
     request.check(precision, calib, spec, precisions=PRECISIONS, runtime="openvino", model=model)
-    ov = require("openvino", extra="openvino")
+    require("openvino", extra="openvino")
     parity = require("niwaki.runtimes.parity", extra="train")
     onnx = require("niwaki.runtimes.onnx", extra="train")
-    path, core = Path(path), ov.Core()
+    path = Path(path)
     if precision == "bfloat16":
         _check_bfloat16()
     inner = "int8" if precision == "int8" else "float32"
@@ -116,14 +116,22 @@ def export(
             recipe=recipe,
             prove=False,
         )
-        graph = core.read_model(str(file))
-        graph.set_rt_info(precision, _MARK)
-        ov.save_model(graph, str(Path(folder) / "x.xml"), compress_to_fp16=precision == "float16")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for suffix in (".xml", ".bin"):
-            shutil.move(Path(folder) / f"x{suffix}", path.with_suffix(suffix))
+        of_onnx(file, path, precision=precision)
     if prove:
         parity.prove(model, path, spec, task=task, precision=precision, calib=calib, runtime="openvino")
+    return path
+
+
+def of_onnx(source: Path, path: Path, *, precision: str) -> Path:
+    """The path of the .xml file of an ONNX file that niwaki exported, its .bin beside it. Needs no torch."""
+    ov = require("openvino", extra="openvino")
+    graph = ov.Core().read_model(str(source))
+    graph.set_rt_info(precision, _MARK)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        ov.save_model(graph, str(Path(folder) / "x.xml"), compress_to_fp16=precision == "float16")
+        for suffix in (".xml", ".bin"):
+            shutil.move(Path(folder) / f"x{suffix}", path.with_suffix(suffix))
     return path
 
 

@@ -90,27 +90,41 @@ def export(
     """
     request.check(precision, calib, spec, precisions=PRECISIONS, runtime="tensorrt", model=model)
     onnx_export = require("niwaki.runtimes.onnx_export", extra="train")
-    import onnx
-
-    from niwaki.runtimes import parity, tensorrt_graph
-
+    parity = require("niwaki.runtimes.parity", extra="train")
     path = Path(path)
     inner = "int8" if precision == "int8" else "float32"
     onnx_export.export(model, spec, path, task=task, precision=inner, calib=calib, recipe=recipe, prove=False)
-    proto = onnx.load(path)
+    try:
+        of_onnx(path, path, precision=precision)
+    except ModelError:
+        path.unlink()
+        raise
+    if prove:
+        parity.prove(model, path, spec, task=task, precision=inner, calib=calib, runtime="tensorrt")
+    return path
+
+
+def of_onnx(source: Path, path: Path, *, precision: str) -> Path:
+    """The path of the file that TensorRT takes, made of an ONNX file that niwaki exported. Needs no torch.
+
+    Raises:
+        ModelError: TensorRT would not take the graph. [export-failed]
+    """
+    import onnx
+
+    from niwaki.runtimes import tensorrt_graph
+
+    proto = onnx.load(source)
     if precision == "int8":
         tensorrt_graph.symmetric(proto)
     if found := tensorrt_graph.faults(proto):
-        path.unlink()
         raise ModelError(
-            f"export: TensorRT would not take {type(model).__name__}: {found[0]}"
+            f"export: TensorRT would not take the model: {found[0]}"
             f"{f' (and {len(found) - 1} more)' if len(found) > 1 else ''}. Use another runtime or precision.",
             code="export-failed",
         )
     onnx.helper.set_model_props(proto, {MARK: precision})
     files.write_bytes(path, proto.SerializeToString(deterministic=True))
-    if prove:
-        parity.prove(model, path, spec, task=task, precision=inner, calib=calib, runtime="tensorrt")
     return path
 
 

@@ -1,20 +1,19 @@
-"""The ladder climbed for a model: each recipe's file is made, run in ONNX Runtime and scored on val."""
+"""The ladder climbed for a model, and the sensitivities of its layers."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from niwaki import evaluate, metrics, runtimes
+from niwaki import metrics
 from niwaki.lazy import require
 from niwaki.qdq import sensitivity
 from niwaki.qdq.recipe import Recipe
 from niwaki.search import ladder
+from niwaki.search.int8_files import Files
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,15 +25,12 @@ Once = Callable[[str, Callable[[], Any]], Any]
 
 
 def climb(
-    model: nn.Module,
+    files: Files,
     *,
-    spec: Spec,
-    task: Task,
-    calib: npt.NDArray[np.uint8],
-    val: evaluate.Readable,
     max_drop: float,
     reference: float | None = None,
-    threads: int = 1,
+    start: Recipe | None = None,
+    floats: bool = True,
     once: Once = lambda key, measure: measure(),
     show: Callable[[ladder.Step], object] | None = None,
     rungs: Sequence[ladder.Rung] = ladder.RUNGS,
@@ -42,39 +38,34 @@ def climb(
     """The cheapest recipe whose int8 file loses at most `max_drop` of val's score, or the best there is.
 
     Args:
-        calib: images uint8 `[N, H, W, C]` that set ranges; of the train split.
-        val: chooses.
+        files: makes and measures int8 files of the model, on the runtime that they are for.
         reference: the score that drops are counted from; None is the model's own in float.
+        start: what all recipes have in common; None is the default.
+        floats: the last rung may leave layers in float.
         once: `(key, measure) -> measure()`, from a journal where it was measured before.
         show: called with each step.
     Raises:
         ModelError: the images do not fit, or the model cannot be exported. [export-calib, export-failed]
     """
-    export = require("niwaki.runtimes.onnx_export", extra="train")
-    runtime = runtimes.load("onnx")
-    maker: list[Any] = []  # made when the first recipe is not in the journal
 
-    def made() -> Any:
-        if not maker:
-            maker.append(export.maker(model, spec, task=task, calib=calib))
-        return maker[0]
-
-    def file_score(recipe: Recipe) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            path = export.save_int8(made(), recipe, Path(folder) / "int8.onnx")
-            return _score(runtime.open(path, threads=threads), val, spec, task)
-
-    def score(recipe: Recipe) -> float:
-        return float(once(f"int8:{_key(recipe)}", lambda: file_score(recipe)))
+    def measure(recipe: Recipe) -> tuple[float, float]:
+        score, noise = once(f"rung:{_key(recipe)}", lambda: list(files.measure(recipe)[:2]))
+        return float(score), float(noise)
 
     def sensitive(recipe: Recipe) -> list[tuple[str, ...]]:
-        found = once(f"sensitive:{_key(recipe)}", lambda: [list(names) for names in made().sensitive(recipe)])
+        found = once(f"sensitive:{_key(recipe)}", lambda: list(map(list, files.maker.sensitive(recipe))))
         return [tuple(names) for names in found]
 
     if reference is None:
-        reference = once("int8:float", lambda: _score(evaluate.predictor(model, spec, task), val, spec, task))
+        reference = once("int8:float", lambda: files.reference)
     return ladder.climb(
-        score, reference=float(reference), max_drop=max_drop, sensitive=sensitive, show=show, rungs=rungs
+        measure,
+        reference=float(reference),
+        max_drop=max_drop,
+        sensitive=sensitive if floats else None,
+        start=start,
+        show=show,
+        rungs=rungs,
     )
 
 
@@ -82,10 +73,6 @@ def _key(recipe: Recipe) -> str:
     """A recipe as a journal's key: what differs from the default."""
     plain = Recipe().to_json()
     return str({name: value for name, value in recipe.to_json().items() if value != plain[name]})
-
-
-def _score(predict: evaluate.Predictor, val: evaluate.Readable, spec: Spec, task: Task) -> float:
-    return metrics.main(evaluate.tally(predict, val, spec, task, detail=False).score())
 
 
 def sensitivities(

@@ -1,0 +1,103 @@
+"""int8 files of one model, a recipe each: made, opened in the runtime that they are for, and scored on val."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from niwaki import evaluate, metrics, runtimes
+from niwaki.lazy import require
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from niwaki.qdq.recipe import Recipe
+    from niwaki.spec import Spec
+    from niwaki.tally import Tally
+    from niwaki.tasks import Task
+
+
+class Measured(NamedTuple):
+    """What val says of a file: its score 0..1, the standard error of what it loses, and its bytes."""
+
+    score: float
+    noise: float
+    bytes: int = 0
+
+
+class Files:
+    """Makes and measures int8 files of a model; the graph is traced once, and only if a file is made.
+
+    Args:
+        calib: images uint8 `[N, H, W, C]` that set ranges; of the train split.
+        val: chooses.
+        runtime: that the files are for; it must take recipes. A file for TensorRT is run by what proves it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        spec: Spec,
+        task: Task,
+        calib: npt.NDArray[np.uint8],
+        val: evaluate.Readable,
+        runtime: str = "onnx",
+        threads: int = 1,
+    ) -> None:
+        self.model, self.spec, self.task, self.calib, self.val = model, spec, task, calib, val
+        self._runtime, self._threads = runtimes.load(runtime), threads
+        self._runs = runtimes.load(getattr(self._runtime, "PROVED_BY", runtime))
+
+    @cached_property
+    def maker(self) -> Any:
+        """What makes int8 graphs of the model (runtimes.onnx_int8.Maker)."""
+        export = require("niwaki.runtimes.onnx_export", extra="train")
+        return export.maker(self.model, self.spec, task=self.task, calib=self.calib)
+
+    @cached_property
+    def reference(self) -> float:
+        """The float model's own score."""
+        return metrics.main(self._float.score())
+
+    @cached_property
+    def _float(self) -> Tally:
+        return self._tally(evaluate.predictor(self.model, self.spec, self.task))
+
+    def measure(self, recipe: Recipe) -> Measured:
+        """The file of a recipe on val. Its noise is that of the mean difference to float, image by image."""
+        with self._made(recipe) as path:
+            found = self._tally(self._runs.open(path, threads=self._threads))
+            size = self._size(path)
+        change = found.each() - self._float.each()
+        noise = float(change.std() / np.sqrt(max(1, len(change))))
+        return Measured(metrics.main(found.score()), noise, size)
+
+    def bytes(self, recipe: Recipe) -> int:
+        """Of the file of a recipe, which is not run."""
+        with self._made(recipe) as path:
+            return self._size(path)
+
+    @contextmanager
+    def _made(self, recipe: Recipe) -> Iterator[Path]:
+        export = require("niwaki.runtimes.onnx_export", extra="train")
+        with tempfile.TemporaryDirectory() as folder:
+            path = export.save_int8(self.maker, recipe, Path(folder) / "int8.onnx")
+            if hasattr(self._runtime, "of_onnx"):
+                own = Path(folder) / f"own.{self._runtime.SUFFIX}"
+                path = self._runtime.of_onnx(path, own, precision="int8")
+            yield path
+
+    def _size(self, path: Path) -> int:
+        endings = (self._runtime.SUFFIX, *self._runtime.PARTS)
+        return sum(path.with_suffix(f".{end}").stat().st_size for end in endings)
+
+    def _tally(self, predict: evaluate.Predictor) -> Tally:
+        return evaluate.tally(predict, self.val, self.spec, self.task, detail=False)
