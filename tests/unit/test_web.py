@@ -124,6 +124,40 @@ def test_a_real_photo_in_a_real_browser(artifact: Artifact, page: Path, tmp_path
         assert browser.value("document.body.dataset.error") is None
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(chromium() is None, reason="no chromium")
+def test_what_fails_in_the_browser_is_said_there(artifact: Artifact, page: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(page, tmp_path / "web")
+    (folder / "text.png").write_text("no picture")
+    turned = Image.open(page / "photo.png").convert("RGBA")
+    turned.putalpha(turned.getchannel("R"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(folder / "turned.png", exif=exif)
+    with served(folder) as (address, _, _), tab(tmp_path / "profile") as browser:
+        browser.go(f"{address}?photo=turned.png")
+        got = json.loads(browser.wait("document.body?.dataset.probabilities"))
+        wanted = artifact.session("onnx")(SPEC.read(folder / "turned.png")[None])[0]
+        np.testing.assert_allclose(got, wanted, atol=2e-3)  # transparent pixels are rounded by the browser
+        give = (
+            "(async () => { const data = new DataTransfer(); data.items.add(new File(['no picture'], 'x.png'));"
+            "document.getElementById('file').files = data.files;"
+            "document.getElementById('file').dispatchEvent(new Event('change')); })()"
+        )
+        browser.value(give)
+        browser.wait("document.body.dataset.error")
+        assert "did not work" in browser.value("document.getElementById('time').innerText")
+        assert browser.value("document.getElementById('answer').childElementCount") == 0
+        assert browser.value("document.body.dataset.label") is None
+        browser.value("navigator.serviceWorker.ready.then((one) => one.unregister())")
+        browser.value("caches.delete('niwaki')")
+        (folder / "model.onnx").unlink()
+        browser.go(f"{address}index.html")
+        browser.wait("location.pathname.includes('index') && document.body?.dataset.error")
+        says = browser.value("document.getElementById('model').innerText")
+        assert "could not be loaded" in says and "model.onnx" in says
+
+
 def test_what_cannot_be_written(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ArtifactError) as caught:
         web.write(artifact, tmp_path / "x", precision="int8")

@@ -7,15 +7,30 @@ const base = new URL(".", location.href);
 ort.env.wasm.wasmPaths = new URL("ort/", base).href;
 ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
 
-const about = await (await fetch("model.json")).json();
+async function fetched(name) {
+  const answer = await fetch(name, { cache: "no-cache" });  // else a replaced export stays for hours
+  if (!answer.ok) throw new Error(`${name} is not there (${answer.status})`);
+  return answer;
+}
+
+async function loaded() {
+  const about = await (await fetched("model.json")).json(), began = performance.now();
+  const { spec } = about, [height, width] = spec.size_hw;
+  const bytes = new Uint8Array(await (await fetched("model.onnx")).arrayBuffer());
+  const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+  const black = new Uint8Array(height * width * spec.channels);  // the first answer is slow
+  await session.run({ image: new ort.Tensor("uint8", black, [1, height, width, spec.channels]) });
+  $("model").textContent = `${about.precision}, ${width} x ${height} pixels, ` +
+    `${(bytes.length / 1e6).toPrecision(3)} MB, ready in ${(performance.now() - began).toFixed(0)} ms`;
+  return { about, session };
+}
+
+const { about, session } = await loaded().catch((error) => {
+  $("model").textContent = `the model could not be loaded: ${error.message}`;
+  document.body.dataset.error = error.message;
+  throw error;
+});
 const { spec, task } = about, [height, width] = spec.size_hw;
-const began = performance.now();
-const bytes = new Uint8Array(await (await fetch("model.onnx")).arrayBuffer());
-const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
-const black = new Uint8Array(height * width * spec.channels);
-await session.run({ image: new ort.Tensor("uint8", black, [1, height, width, spec.channels]) });  // the first is slow
-$("model").textContent = `${about.precision}, ${width} x ${height} pixels, ` +
-  `${(bytes.length / 1e6).toPrecision(3)} MB, ready in ${(performance.now() - began).toFixed(0)} ms`;
 
 // Raw pixels of anything that can be drawn: upright, over white, at its own size, then as Spec.read does it.
 function pixelsOf(source, w, h) {
@@ -47,6 +62,7 @@ function show(probabilities, ms, before) {
     return row;
   }));
   $("time").textContent = `model ${ms.toFixed(1)} ms, preparing the image ${before.toFixed(1)} ms`;
+  delete document.body.dataset.error;
   document.body.dataset.label = task.classes[order[0][1]];
   document.body.dataset.probabilities = JSON.stringify(probabilities);
   document.body.dataset.ms = ms.toFixed(2);
@@ -66,7 +82,9 @@ async function photo(blob) {
   }
 }
 
-function fail(error) {
+function fail(error) {  // the last picture's answer is not this one's
+  $("answer").replaceChildren();
+  for (const name of ["label", "probabilities", "ms"]) delete document.body.dataset[name];
   $("time").textContent = `this did not work: ${error.message}`;
   document.body.dataset.error = error.message;
 }
