@@ -91,7 +91,7 @@ def _machine_text(value: dict[str, Any]) -> str:
         words = [word for word in ("run", "export") if can[word]] or ["does not work here"]
         lines.append(f"runtime {name}: {', '.join(words)} ({', '.join(can['precisions'])})")
         if can["install"]:
-            lines.append(f"{'':8}for {'the rest' if can['run'] else 'it'}: {can['install']}")
+            lines.append(f"{'':8}for {'the rest' if can['run'] or can['export'] else 'it'}: {can['install']}")
         if can["note"]:
             lines.append(f"{'':8}{can['note']}")
     web = value["web"]

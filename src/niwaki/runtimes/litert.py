@@ -4,10 +4,10 @@
     int8      weights and activations in whole numbers, by LiteRT's own quantizer, ranges from `calib`; of a
               model that was trained with fake quantizers its own scales and zero points (litert_trained.py)
 
-Running needs only ai-edge-litert. The converter (litert-torch) asks for older versions of packages that
-niwaki's other parts use, so it lives in an environment of its own and is called as a program:
-litert_convert.py. `NIWAKI_LITERT_PYTHON` names that environment's Python; else `.venv-litert` beside this
-one's folder is looked for (`make litert` makes it), and this environment itself.
+Running needs only ai-edge-litert. The converter (litert-torch) is heavy and asks for an older typing-extensions
+than other packages like to have, so it is an extra of its own, may live in an environment of its own, and is
+called as a program: litert_convert.py. `NIWAKI_LITERT_PYTHON` names that environment's Python; else `.venv-litert`
+beside this one's folder is looked for (`make litert` makes it), and this environment itself.
 The format holds one batch size: files take one image, and a Session loops.
 Shape letters: N images, H W pixels, C channels, K classes.
 """
@@ -40,10 +40,7 @@ if TYPE_CHECKING:
 
 SUFFIX, PARTS = "tflite", ()
 PRECISIONS = ("float32", "int8")
-INSTALL = (
-    "python -m venv .venv-litert && .venv-litert/bin/pip install 'torch==2.14.1' 'litert-torch==0.10.0' "
-    "'ai-edge-quantizer==0.10.0'"
-)
+INSTALL = "pip install 'niwaki[litert-export]'"
 
 
 def facts(path: Path, *, precision: str, images: npt.NDArray[np.uint8] | None) -> dict[str, Any]:
