@@ -6,8 +6,8 @@
 
 Running needs only ai-edge-litert. The converter (litert-torch) is heavy and asks for an older typing-extensions
 than other packages like to have, so it is an extra of its own, may live in an environment of its own, and is
-called as a program: litert_convert.py. `NIWAKI_LITERT_PYTHON` names that environment's Python; else `.venv-litert`
-beside this one's folder is looked for (`make litert` makes it), and this environment itself.
+called as a program: litert_convert.py. `NIWAKI_LITERT_PYTHON` names that environment's Python; else
+`.venv-litert` beside this one's folder is looked for (`make litert` makes it), and this environment itself.
 The format holds one batch size: files take one image, and a Session loops.
 Shape letters: N images, H W pixels, C channels, K classes.
 """
