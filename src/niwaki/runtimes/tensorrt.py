@@ -117,6 +117,7 @@ def of_onnx(source: Path, path: Path, *, precision: str) -> Path:
     proto = onnx.load(source)
     if precision == "int8":
         tensorrt_graph.symmetric(proto)
+    tensorrt_graph.cast_first(proto)
     if found := tensorrt_graph.faults(proto):
         raise ModelError(
             f"export: TensorRT would not take the model: {found[0]}"

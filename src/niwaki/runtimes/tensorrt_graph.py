@@ -28,9 +28,12 @@ OPERATORS = frozenset(_TAKEN.split())
 def faults(proto: Any) -> list[str]:
     """Why TensorRT would not take a graph, one line each; empty when nothing is known against it."""
     values = {tensor.name: tensor for tensor in proto.graph.initializer}
+    pixels = _pixel_inputs(proto.graph)
     found = []
     for node in proto.graph.node:
-        if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
+        if node.op_type != "Cast" and pixels.intersection(node.input):
+            found.append(f"{node.name} ({node.op_type}) reads uint8, which may only be cast")
+        elif node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
             found.append(f"it has no operator {node.op_type} ({node.name})")
         elif node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2:
             zero = values.get(node.input[2])
@@ -39,6 +42,32 @@ def faults(proto: Any) -> list[str]:
             elif zero is not None and zero.data_type == onnx.TensorProto.UINT8:
                 found.append(f"{node.name} is unsigned")
     return found
+
+
+def _pixel_inputs(graph: Any) -> set[str]:
+    return {held.name for held in graph.input if held.type.tensor_type.elem_type == onnx.TensorProto.UINT8}
+
+
+def cast_first(proto: Any) -> None:
+    """Casts the pixels to float before they are moved, in place: TensorRT's uint8 inputs may only be cast.
+
+    Source: NVIDIA, TensorRT Python API, `DataType.UINT8`.
+    """
+    graph = proto.graph
+    pixels = _pixel_inputs(graph)
+    moves = [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in pixels]
+    for move in moves:
+        casts = [node for node in graph.node if move.output[0] in node.input]
+        if not all(node.op_type == "Cast" for node in casts):
+            continue  # `faults` names it
+        for cast in casts:
+            for node in graph.node:
+                node.input[:] = [move.output[0] if name == cast.output[0] else name for name in node.input]
+            graph.node.remove(cast)
+        name = f"{move.input[0]}_as_float"
+        first = onnx.helper.make_node("Cast", [move.input[0]], [name], name, to=onnx.TensorProto.FLOAT)
+        move.input[0] = name
+        graph.node.insert(list(graph.node).index(move), first)
 
 
 def symmetric(proto: Any) -> None:
