@@ -225,6 +225,30 @@ def test_smoothing_keeps_the_function_and_lowers_outliers() -> None:
     assert spans[1] < spans[0] / 5
 
 
+def test_smoothing_is_kept_only_where_it_helps() -> None:
+    """One channel of `a` is loud: that value is smoothed, and weights that gain nothing keep every bit."""
+    before = nets.plain()
+    graph = graphs.read(before)
+    for name, place, factor in (("a.weight", 0, 50), ("a.bias", 0, 50), ("b.weight", (slice(None), 0), 0.02)):
+        array = graph.array(name).copy()
+        array[place] *= factor
+        graph.set(name, array)
+    after = nets.copied(before)
+    assert 1 <= smooth.smooth(after, nets.IMAGES) < len(seams.seams(graph))
+    other = graphs.read(after)
+    same = {name for name in graph.constants if np.array_equal(graph.array(name), other.array(name))}
+    assert not same & {"a.weight", "a.bias"} and same >= {"b.bias", "scale"}
+    np.testing.assert_allclose(nets.run(after), nets.run(before), atol=2e-6)
+
+
+def test_factors_that_help_nobody_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = nets.depthwise(broken=1e3)
+    after = nets.copied(before)
+    monkeypatch.setattr(smooth, "_noise", lambda *given: 1.0)
+    assert smooth.smooth(after, nets.IMAGES) == 0
+    assert after.SerializeToString() == before.SerializeToString()
+
+
 def test_a_value_read_by_a_sum_is_no_seam() -> None:
     net = nets.Net().conv("a", 3, 8)
     left = net.value

@@ -2,7 +2,8 @@
 
 A channel that is a hundred times larger than the others takes the steps of all. Divided where it is made (a
 layer norm's scale, a convolution's weights) and multiplied where it is read, it costs weights a little and
-frees the rest.
+frees the rest. Where no channel is, it costs and frees nothing: a value is smoothed only if the layers that read
+it come nearer to their float outputs.
 """
 
 from __future__ import annotations
@@ -14,31 +15,69 @@ import numpy as np
 import numpy.typing as npt
 
 from niwaki.qdq import graph as graphs
-from niwaki.qdq import ranges, seams
+from niwaki.qdq import grid as grids
+from niwaki.qdq import ranges, seams, twins
 
 LEAST = 1e-5
+FEW = 32
+"""Images that decide where it helps."""
 
 
-def smooth(proto: Any, images: npt.NDArray[np.uint8], *, share: float = 0.5, skip: Collection[str] = ()) -> int:
+def smooth(
+    proto: Any,
+    images: npt.NDArray[np.uint8],
+    *,
+    share: float = 0.5,
+    skip: Collection[str] = (),
+    calibration: str = "min-max",
+) -> int:
     """The number of values smoothed, in place; the float function is unchanged.
 
     Args:
-        images: uint8 `[N, H, W, C]` whose activations are looked at.
+        images: uint8 `[N, H, W, C]` whose activations are looked at; the first few decide where it helps.
         share: how much of an outlier goes into the weights, 0..1.
         skip: names of nodes whose outputs stay as they are.
+        calibration: how the values get their ranges.
     Source: Xiao et al. 2023, "SmoothQuant", arXiv:2211.10438, equation 4.
     """
     graph = graphs.read(proto)
     found = seams.seams(graph, skip=skip)
     sizes = _largest(proto, {seam.value: seam for seam in found}, images)
+    smoothed = 0
     for seam in found:
-        weights = np.maximum(seams.read_largest(graph, seam), LEAST)
-        seen = np.maximum(sizes[seam.value], LEAST)
-        factors = (seen**share / weights ** (1 - share)).astype(np.float32)
-        factors[sizes[seam.value] == 0] = 1
-        # only ratios between channels matter; their mean is left where it was
-        seams.scale(graph, seam, factors / np.exp(np.log(factors).mean()))
-    return len(found)
+        factors = _factors(graph, seam, sizes[seam.value], share)
+        before = _noise(proto, seam, images[:FEW], calibration)
+        seams.scale(graph, seam, factors)
+        if _noise(proto, seam, images[:FEW], calibration) < before:
+            smoothed += 1
+        else:
+            seams.scale(graph, seam, 1 / factors)
+    return smoothed
+
+
+def _factors(
+    graph: graphs.Graph, seam: seams.Seam, seen: npt.NDArray[np.float32], share: float
+) -> npt.NDArray[np.float32]:
+    """What the channels of a seam are divided by, `[C]`: powers of two, which change no bit of a float."""
+    weights = np.maximum(seams.read_largest(graph, seam), LEAST)
+    factors = np.maximum(seen, LEAST) ** share / weights ** (1 - share)
+    factors[seen == 0] = 1
+    # only ratios between channels matter; their mean is left where it was
+    return np.exp2(np.rint(np.log2(factors / np.exp(np.log(factors).mean())))).astype(np.float32)
+
+
+def _noise(proto: Any, seam: seams.Seam, images: npt.NDArray[np.uint8], calibration: str) -> float:
+    """What rounding a seam's value and its readers' weights puts into their outputs, over the signal there."""
+    graph = graphs.read(proto)
+    seen = ranges.collect(proto, [seam.value], images, histograms=calibration != "min-max")
+    weights = {
+        name: grids.of_weights(graph.array(name), axis=graph.axis(node))
+        for node in graph.layers
+        if node.name in {reader.name for reader in seam.readers} and (name := graph.weight(node))
+    }
+    activations = {seam.value: ranges.grid(seen[seam.value], calibration)}
+    found = twins.compare(proto, activations, weights, images).values()
+    return sum(one.noise / max(one.signal, LEAST) for one in found)
 
 
 def _largest(

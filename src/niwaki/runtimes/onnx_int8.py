@@ -97,7 +97,7 @@ class Maker:
 
     def __init__(self, ready: Prepared, calib: npt.NDArray[np.uint8]) -> None:
         self.ready, self.calib = ready, calib
-        self._seen: dict[tuple[bool, float | None, bool], dict[str, ranges.Seen]] = {}
+        self._seen: dict[tuple[bool, tuple[float, str] | None, bool], dict[str, ranges.Seen]] = {}
 
     def make(self, recipe: Recipe) -> Any:
         """The int8 ModelProto of a recipe; pixels enter it as they are."""
@@ -119,7 +119,9 @@ class Maker:
         if recipe.equalise:
             equalise.equalise(proto, skip=self.ready.skip)
         if recipe.smooth is not None:
-            smooth.smooth(proto, self.calib, share=recipe.smooth, skip=self.ready.skip)
+            smooth.smooth(
+                proto, self.calib, share=recipe.smooth, skip=self.ready.skip, calibration=recipe.calibration
+            )
         activations = self._activations(proto, recipe)
         weights = insert.weight_grids(graphs.read(proto), self.nodes(proto, recipe), recipe)
         if recipe.rounding == "learned":
@@ -174,7 +176,8 @@ class Maker:
         nodes = graphs.integer_nodes(graph, float_nodes=self.ready.skip)
         kept = {*self.ready.pixels, self.ready.logits}
         names = [name for name in graphs.activations(graph, nodes) if name not in kept]
-        key = (recipe.equalise, recipe.smooth, recipe.calibration != "min-max")
+        smoothed = None if recipe.smooth is None else (recipe.smooth, recipe.calibration)
+        key = (recipe.equalise, smoothed, recipe.calibration != "min-max")
         if key not in self._seen:
             self._seen[key] = ranges.collect(proto, names, self.calib, histograms=key[2])
         return {
