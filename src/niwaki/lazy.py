@@ -9,7 +9,7 @@ from niwaki.errors import MissingExtra
 
 
 def require(module: str, *, extra: str) -> ModuleType:
-    """The imported module.
+    """The imported module; of niwaki's own it is what they import that may not be there.
 
     Raises:
         MissingExtra: it is not installed; the message holds the install line. [extra-missing]
@@ -17,9 +17,12 @@ def require(module: str, *, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        if error.name is None or not module.startswith(error.name.split(".")[0]):
+        missing = (error.name or "").split(".")[0]
+        own = module.split(".")[0] == "niwaki"
+        if missing in ("", "niwaki") or not (own or module.split(".")[0] == missing):
             raise
         raise MissingExtra(
-            f"{module} is not installed, and this needs it. Install it: pip install 'niwaki[{extra}]'.",
+            f"{missing if own else module} is not installed, and this needs it. Install it: pip install "
+            f"'niwaki[{extra}]'.",
             code="extra-missing",
         ) from error

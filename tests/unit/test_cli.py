@@ -446,9 +446,30 @@ def test_the_runtime_side_works_without_torch(artifact: Path, photos: Path) -> N
         assert done.stdout
 
 
-@pytest.mark.parametrize("words", [["fit"], ["doctor", "niwaki:small"]])
-def test_the_training_side_without_torch_is_4(words: list[str]) -> None:
-    done = without_torch(*words, "--json")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fit"],
+        ["doctor", "niwaki:small"],
+        ["search"],
+        ["export", "A", "--precision", "float32"],
+        ["export", "A", "--calib", "PHOTOS"],
+        ["export", "A", "--calib", "PHOTOS", "--runtime", "torch", "--precision", "float32"],
+        ["export", "A", "--all-runtimes"],
+        ["export", "A", "--data", "SET", "--max-drop", "1%"],
+        ["export", "A", "--data", "SET", "--sensitivity", "layer"],
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_the_training_side_without_torch_is_4(
+    words: list[str], artifact: Path, photos: Path, tmp_path: Path
+) -> None:
+    for label in json.loads((artifact / "niwaki.json").read_text())["task"]["classes"]:
+        for i in range(4):
+            (tmp_path / "set" / label).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 9), (20 * i, 0, ord(label[-1]))).save(tmp_path / "set" / label / f"{i}.png")
+    known = {"A": artifact, "PHOTOS": photos, "SET": tmp_path / "set"}
+    done = without_torch(*(known.get(word, word) for word in words), "--json")
     assert done.returncode == 4, done.stderr
     error = json.loads(done.stdout)["error"]
     assert error["code"] == "extra-missing"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from niwaki.cli import given, rungs, sensitivity
 from niwaki.cli.screen import Answer, Out, percent
 from niwaki.cli.values import natural, positive, positive_share, share
+from niwaki.lazy import require
 
 if TYPE_CHECKING:
     from niwaki.artifact import Artifact, Builder
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     artifact = Artifact.open(args.artifact)
     if args.runtime == "web" and not args.all_runtimes:
         return _web(artifact, args)
+    require("torch", extra="train")  # said before data are read
     args.precision = args.precision or "int8"
     if args.sensitivity:
         return sensitivity.measure(artifact, args, _builder(args.builder, artifact))
