@@ -54,6 +54,12 @@ def ledger() -> dict[str, Any]:
     }
 
 
+def sensitivity() -> dict[str, Any]:
+    kinds = ("alone", "weights", "inputs")
+    rows = [{"name": f"layer{k}.tender", **{kind: {"kl": 0.1 / (k + 1)} for kind in kinds}} for k in range(20)]
+    return {"images": 16, "rows": [*rows, {**rows[0], "name": "sum", "weights": None}]}
+
+
 def record() -> dict[str, Any]:
     draw = np.random.default_rng(0)
     return {
@@ -91,6 +97,7 @@ def record() -> dict[str, Any]:
             }
         ],
         "ledger": ledger(),
+        "sensitivity": sensitivity(),
         "proof_error": 2e-7,
         "machine": {"cpu": "some CPU", "isa": ["avx2"], "threads": 1},
         "versions": {"niwaki": "0.1.0"},
@@ -143,6 +150,8 @@ def test_page_holds_every_part(tmp_path: Path) -> None:
         "image-corrupt",
         "class elm has one image",
         "2.0 points oak",
+        "layer0.tender",
+        "16 images of val",
         "transfer from x",
         "jpeg of some strength",
         "some CPU",
@@ -151,7 +160,7 @@ def test_page_holds_every_part(tmp_path: Path) -> None:
     ):
         assert words_ in page.text.replace("\n", " "), words_
     kinds = [tag for tag, _ in page.tags]
-    assert kinds.count("svg") == 6
+    assert kinds.count("svg") == 7
     assert kinds.count("img") == 1
 
 
@@ -380,7 +389,7 @@ def test_a_browser_shows_all_without_complaint(tmp_path: Path, size: str) -> Non
     assert console == []
     assert found["asked"] == []
     assert found["pictures"] == [128]
-    assert len(found["charts"]) == 6
+    assert len(found["charts"]) == 7
     assert min(found["charts"]) > 50
     assert not found["wide"], "the page must not scroll sideways"
 

@@ -13,7 +13,7 @@ from niwaki import nets, prune, surgery
 FAMILIES = {
     "ResNet": lambda: timm.create_model("resnet10t", num_classes=10),
     "CIFAR ResNet": lambda: nets.build("niwaki:resnet20", classes=10),
-    "VGG": lambda: timm.create_model("vgg11_bn", num_classes=10),
+    "VGG": lambda: timm.create_model("vgg11_bn", num_classes=10, mlp_ratio=1 / 16),
     "DenseNet": lambda: timm.models.densenet.DenseNet(growth_rate=16, block_config=(2, 3, 2), num_classes=10),
     "MobileNetV2": lambda: timm.create_model("mobilenetv2_050", num_classes=10),
     "MobileNetV3": lambda: timm.create_model("mobilenetv3_small_050", num_classes=10),

@@ -14,6 +14,9 @@ from niwaki.job import measure
 from niwaki.job.baseline import BASELINE, MODEL, Baseline, export_path
 from niwaki.job.ledger import ledger
 from niwaki.job.points import SLACK, STAGE_OF, Point
+from niwaki.qdq.recipe import Recipe
+from niwaki.search import recipes
+from niwaki.surgery import fake_quantize
 from niwaki.tasks import Instances
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 WRONG = 12
 """Most-wrong test images shown in the report."""
+FEW = 16
+"""Images that the sensitivities of layers are measured on; `niwaki export --sensitivity` takes more."""
 
 
 def result(
@@ -99,6 +104,7 @@ def record(
         "widths": layer_widths(base.model, chosen.model),
         "histories": _histories(work, chosen),
         "ledger": outcome["ledger"],
+        "sensitivity": _sensitivity(work, chosen),
         **_errors(work, chosen),
         "proof_error": chosen.proof_error,
         "machine": {
@@ -150,6 +156,28 @@ def layer_widths(before: Any, after: Any) -> list[dict[str, Any]]:
         for name, p in before.named_parameters()
         if name.endswith("weight") and p.ndim > 1 and name in smaller
     ]
+
+
+def _sensitivity(work: Work, chosen: Point) -> dict[str, Any] | None:
+    """What int8 costs each layer of the chosen network on a few images of val; None where it was trained so."""
+    if fake_quantize.quantizers(chosen.model):
+        return None
+    recipe = Recipe.from_json(chosen.ladder["recipe"]) if chosen.ladder else None
+    some = work.data.val.take(FEW, seed=work.arguments.seed) if len(work.data.val) > FEW else work.data.val
+
+    def measured() -> dict[str, Any]:
+        return recipes.sensitivities(
+            chosen.model,
+            spec=work.spec,
+            task=work.task,
+            calib=work.calibration(),
+            images=some.batch(range(len(some)), work.spec),
+            recipe=recipe,
+            few=max(1, len(some) // 2),
+        )
+
+    found: dict[str, Any] = work.folder.once(f"{chosen.name}-sensitivity", measured)
+    return found
 
 
 def _histories(work: Work, chosen: Point) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 A channel that is a hundred times larger than the others takes the steps of all. Divided where it is made (a
 layer norm's scale, a convolution's weights) and multiplied where it is read, it costs weights a little and
-frees the rest. Where no channel is, it costs and frees nothing: a value is smoothed only if the layers that read
-it come nearer to their float outputs.
+frees the rest. Where no channel is, it costs and frees nothing: a value is smoothed only if the layers that
+read it come nearer to their float outputs.
 """
 
 from __future__ import annotations

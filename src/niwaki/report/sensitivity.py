@@ -13,6 +13,8 @@ from niwaki.report.parts import section, shell, table
 
 SHOWN = 40
 """Layers in the chart, the most sensitive; the table has all."""
+IN_REPORT = 12
+"""Of them in the report of a run."""
 
 
 def sensitivity(found: Mapping[str, Any], folder: str | Path) -> Path:
@@ -23,7 +25,7 @@ def sensitivity(found: Mapping[str, Any], folder: str | Path) -> Path:
     """
     folder = Path(folder)
     files.write_json(folder / "sensitivity.json", found)
-    body = _header(found) + _chart(found) + _table(found)
+    body = _header(found) + chart(found) + _table(found)
     path = folder / "sensitivity.html"
     files.write_bytes(path, shell(f"{found['name']}: sensitivity to int8", body).encode())
     return path
@@ -51,8 +53,15 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _chart(found: Mapping[str, Any]) -> str:
-    rows = sorted(found["rows"], key=lambda row: -row["alone"]["kl"])[:SHOWN]
+def in_report(record: Mapping[str, Any]) -> str:
+    """The section of a run's report: the layers that int8 costs most."""
+    found = record.get("sensitivity")
+    return chart(found, shown=IN_REPORT) if found else ""
+
+
+def chart(found: Mapping[str, Any], *, shown: int = SHOWN) -> str:
+    """A section with a bar for each kind of rounding of the most sensitive layers."""
+    rows = sorted(found["rows"], key=lambda row: -row["alone"]["kl"])[:shown]
     marks = [
         (
             row["name"],
@@ -64,9 +73,12 @@ def _chart(found: Mapping[str, Any]) -> str:
         )
         for row in rows
     ]
-    chart = charts.bars(marks, title="KL divergence when one layer alone is rounded", x="nats from float")
-    says = "How far the outputs move when one layer alone is rounded, the most sensitive first."
-    return section("Sensitivity", chart, says=says, wide=True)
+    picture = charts.bars(marks, title="KL divergence when one layer alone is rounded", x="nats from float")
+    says = (
+        "How far the outputs move when one layer alone is rounded, the most sensitive first; "
+        f"{found['images']} images of val."
+    )
+    return section("Sensitivity to int8", picture, says=says, wide=True)
 
 
 def _table(found: Mapping[str, Any]) -> str:
