@@ -8,6 +8,7 @@ Rules are per operator. A form here computes the same function, up to the order 
 | `x.reshape(B, N, P, H, D).permute(2, ...).unbind(0)` | each of the P parts sliced from the last axis of `x` |
 | adaptive max pooling where sizes divide | max pooling with that window |
 | nearest resizing (LiteRT takes pixels' centres, torch their corners) | rows and columns picked by index |
+| antialiased resizing to a size (timm's position embeddings) | a matrix product an axis, none where it stays |
 | GELU by tanh (ExecuTorch's kernel is 6e-4 off) | its formula |
 | scaled dot-product attention | two matrix products and a softmax |
 """
@@ -15,8 +16,10 @@ Rules are per operator. A form here computes the same function, up to the order 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -155,6 +158,48 @@ def _nearest(
     return x
 
 
+def _antialiased(x: Tensor, size: Any = None, *rest: Any, mode: str = "nearest", **more: Any) -> Any:
+    kernel = _KERNELS.get(mode)
+    plain = more.pop("antialias", False) and not any(more.values())
+    if rest or size is None or kernel is None or x.ndim != 4 or not plain:
+        return NotImplemented
+    height, width = [size] * 2 if isinstance(size, int) else map(int, size)
+    if height != x.shape[2]:
+        x = _blend(int(x.shape[2]), height, *kernel) @ x
+    return x if width == x.shape[3] else x @ _blend(int(x.shape[3]), width, *kernel).T
+
+
+def _blend(given: int, wanted: int, kernel: Callable[[float], float], reach: int) -> Tensor:
+    """Matrix `[wanted, given]` of the shares that each pixel has in those of a resized axis."""
+    wide = max(given / wanted, 1.0)
+    rows = []
+    for out in range(wanted):
+        centre = given / wanted * (out + 0.5)
+        first = max(int(centre - reach * wide + 0.5), 0)
+        last = min(int(centre + reach * wide + 0.5), given)
+        shares = [kernel(abs(at - centre + 0.5) / wide) if first <= at < last else 0.0 for at in range(given)]
+        rows.append([share / sum(shares) for share in shares])
+    return torch.from_numpy(
+        np.array(rows, np.float32)
+    )  # torch.tensor is traced as a copy that is detached in place
+
+
+def _triangle(x: float) -> float:
+    return max(1 - x, 0.0)
+
+
+def _cubic(x: float) -> float:
+    """Keys' kernel at a = -1/2, which torch takes where it antialiases, as Pillow does."""
+    return 1.5 * x**3 - 2.5 * x**2 + 1 if x < 1 else -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
+
+
+_KERNELS: dict[str, tuple[Callable[[float], float], int]] = {"bilinear": (_triangle, 1), "bicubic": (_cubic, 2)}
+
+
+def _resized(x: Tensor, *args: Any, **knobs: Any) -> Any:
+    return _antialiased(x, *args, **knobs) if knobs.get("antialias") else _nearest(x, *args, **knobs)
+
+
 def _gelu(x: Tensor, approximate: str = "none") -> Any:
     if approximate != "tanh":
         return NotImplemented
@@ -163,7 +208,11 @@ def _gelu(x: Tensor, approximate: str = "none") -> Any:
 
 _FORMS: dict[str, dict[Any, Any]] = {
     "ncnn": {Tensor.__getitem__: _strided, functional.scaled_dot_product_attention: _attention},
-    "LiteRT": {functional.adaptive_max_pool2d: _adaptive_max, functional.interpolate: _nearest},
-    "ExecuTorch": {functional.adaptive_max_pool2d: _adaptive_max, functional.gelu: _gelu},
+    "LiteRT": {functional.adaptive_max_pool2d: _adaptive_max, functional.interpolate: _resized},
+    "ExecuTorch": {
+        functional.adaptive_max_pool2d: _adaptive_max,
+        functional.gelu: _gelu,
+        functional.interpolate: _antialiased,
+    },
 }
 """For each runtime the operators that are replaced."""
