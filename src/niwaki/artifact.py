@@ -237,10 +237,12 @@ class Artifact:
         held = self.exports.get(runtime, {})
         wanted = precision or self.default
         if wanted not in held:
+            hint = f"Add it: niwaki export {self.path.name} --runtime {runtime} --precision {wanted}"
+            if wanted not in made.PRECISIONS:
+                hint = f"There are {', '.join(made.PRECISIONS)}"
             raise ArtifactError(
                 f"{self.path.name}: has no {runtime} export of precision {wanted!r}, it has "
-                f"{sorted(held) or 'none'}. Add it: niwaki export {self.path.name} --runtime {runtime} "
-                f"--precision {wanted}.",
+                f"{sorted(held) or 'none'}. {hint}.",
                 code="artifact-export",
             )
         mode = {}

@@ -53,7 +53,8 @@ def test_any_export_labels_images(artifact: Path, capsys: pytest.CaptureFixture[
     [
         (["--runtime", "tflite"], "runtime-unknown", "litert"),
         (["--runtime", "ncnn"], "artifact-export", "--runtime ncnn --precision float32"),
-        (["--precision", "float16"], "artifact-export", "--runtime onnx --precision float16"),
+        (["--precision", "int8"], "artifact-export", "--runtime onnx --precision int8"),
+        (["--precision", "float16"], "artifact-export", "There are float32, int8."),
     ],
 )
 def test_what_is_not_there_is_told(

@@ -66,12 +66,12 @@ def _all_text(result: dict[str, Any]) -> str:
         shares = [percent(row["agreement"]), f"{row['max_error']:.1g}", percent(row["accuracy"])]
         rows.append([name, *shares, *numbers])
     best = result["fastest"]
-    low, high = best["ratio"]["low"], best["ratio"]["high"]
+    ratio, low, high = (best["ratio"][name] for name in ("median", "low", "high"))
+    against = f", {ratio:.3f} of {best['against']}'s time (95 % interval {low:.3f} to {high:.3f})"
     lines = [
         table(rows),
         "",
-        f"fastest: {best['name']}, {best['ratio']['median']:.3f} of {best['against']}'s time "
-        f"(95 % interval {low:.3f} to {high:.3f})",
+        f"fastest: {best['name']}{against if best['name'] != best['against'] else ''}",
         f"agreement and error against {result['reference']} on {result['images']} images",
     ]
     lines += [

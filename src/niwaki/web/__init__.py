@@ -58,9 +58,10 @@ def write(artifact: Artifact, folder: str | Path, *, precision: str | None = Non
     wanted, folder = precision or artifact.default, Path(folder)
     held = artifact.exports.get("onnx", {})
     if wanted not in held:
+        add = wanted if wanted in ("float32", "int8") else "float32"
         raise ArtifactError(
             f"{artifact.path.name}: has no onnx export of precision {wanted!r}, it has "
-            f"{sorted(held) or 'none'}. Add it: niwaki export {artifact.path.name} --precision {wanted}.",
+            f"{sorted(held) or 'none'}. Add one: niwaki export {artifact.path.name} --precision {add}.",
             code="artifact-export",
         )
     if folder.exists() and not (folder / "main.js").is_file() and any(folder.iterdir()):
@@ -77,7 +78,7 @@ def write(artifact: Artifact, folder: str | Path, *, precision: str | None = Non
     if artifact.task.kind != "classify":
         raise ArtifactError(
             f"{artifact.path.name}: its task is {artifact.task.kind!r}, and the page shows classes of a whole "
-            "photograph, expected 'classify'. Use niwaki predict; its overlays are pictures.",
+            "photograph, expected 'classify'. Use niwaki predict SCENE -o FILE --viewer FOLDER.",
             code="web-task",
         )
     engine = _engine()
