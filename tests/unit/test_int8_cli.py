@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,23 @@ def test_a_recipe_for_a_runtime_without_is_refused(artifact: Path) -> None:
     with pytest.raises(ModelError, match="takes no recipe") as caught:
         nw.Artifact.open(artifact).export("torch", recipe=Recipe())
     assert caught.value.code == "export-recipe"
+
+
+def test_narrow_weights_are_safe_without_vnni(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(artifact, tmp_path / "a.niwaki")
+    largest = {}
+    for more in ([], ["--narrow"]):
+        code, value, err = said(capsys, "export", tmp_path / "a.niwaki", "--calib", "digits", *more)
+        assert code == 0, err
+        entry = value["exports"]["onnx"]["int8"]
+        whole = [onnx.numpy_helper.to_array(one) for one in _constants(tmp_path / "a.niwaki" / entry["file"])]
+        largest[bool(more)] = max(int(np.abs(one.astype(int)).max()) for one in whole if one.dtype == np.int8)
+    assert largest[False] > 64 >= largest[True]
+    assert entry["recipe"]["narrow"] and "pairs" in entry["instruction_sets"]["safe_for"]
+    assert entry["instruction_sets"]["decided_by"] == "weights"
+
+
+def _constants(path: Path) -> list[onnx.TensorProto]:
+    return list(onnx.load(path).graph.initializer)
