@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from tests.unit.test_quantize import WIDE, Mobile, images, rounded, settled
 from torch import nn
 
 from niwaki import bench, runtimes, timing
 from niwaki.artifact import Artifact
+from niwaki.cli import main
 from niwaki.qdq import processors, saturate
 from niwaki.runtimes import onnx_export
 from niwaki.tasks import Classify
@@ -201,7 +203,7 @@ def test_kinds_of_cpus(isa: list[str], wanted: str) -> None:
 
 
 def test_artifact_tells_for_which_cpus_its_int8_is_safe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = rounded(
         settled(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3136, 3)), WIDE), WIDE
@@ -214,6 +216,13 @@ def test_artifact_tells_for_which_cpus_its_int8_is_safe(
     monkeypatch.setattr(timing, "isa", lambda: ["avx2"])
     with pytest.warns(RuntimeWarning, match="exact mode, which is slower"):
         saved.session(precision="int8")
+    Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
+    assert main(["predict", str(saved.path), str(tmp_path / "x.png"), "--precision", "int8"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("niwaki: a.niwaki: int8 saturates on this CPU")
+    saved.update(default="int8")
+    assert main(["bench", str(saved.path), "--against", str(saved.path), "--rounds", "2"]) == 0
+    assert "int8 saturates on this CPU" in capsys.readouterr().out
     monkeypatch.setattr(timing, "isa", lambda: ["avx2", "avx_vnni"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -12,8 +12,10 @@ import contextlib
 import errno
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from niwaki._version import __version__
 from niwaki.cli import bench, doctor, export, fit, info, predict, report, search
@@ -72,12 +74,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; `sys.argv` unless given.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    with results(as_json="--json" in words) as out:
+    with results(as_json="--json" in words) as out, warnings.catch_warnings():
+        warnings.showwarning = _warned
         try:
             return _run(words, out)
         except BrokenPipeError:
             out.close()
             return 1
+
+
+def _warned(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: Any = None,
+) -> None:
+    """A warning of niwaki's own as one line; those of libraries as Python shows them."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        print(f"niwaki: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
 
 
 def _run(words: list[str], out: Out) -> int:
