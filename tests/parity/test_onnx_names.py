@@ -13,7 +13,8 @@ from tests.parity.test_onnx import RGB, TASK
 from torch import Tensor, nn
 
 from niwaki import runtimes
-from niwaki.runtimes import onnx_names, parity
+from niwaki.quantize import insert, lsq
+from niwaki.runtimes import onnx_export, onnx_names, parity
 
 torch.set_num_threads(1)
 ONNX = runtimes.load("onnx")
@@ -62,6 +63,32 @@ def test_a_model_may_call_its_weights_what_it_likes(precision: str, tmp_path: Pa
     assert len(set(names)) == len(names)
     wanted = parity.reference(model, RGB, TASK, images)
     assert np.abs(ONNX.open(path)(images) - wanted).max() < (1e-4 if precision == "float32" else 0.1)
+
+
+class Tokens(nn.Module):
+    """Linear layers on three axes, whose weights the exporter turns round; two of them are alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 8)
+        self.twin = nn.Linear(8, 8)
+        self.twin.load_state_dict(self.second.state_dict())
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x.flatten(2).transpose(1, 2)))
+        return self.head(torch.relu(self.twin(torch.relu(self.second(x)))).mean(1))
+
+
+def test_layers_are_called_as_in_the_model() -> None:
+    """What is read in a table of sensitivities can be given to `quantize.qat(four=...)`."""
+    torch.manual_seed(0)
+    model = Tokens().eval()
+    made = onnx_export.maker(model, RGB, task=TASK, calib=parity.noise(RGB, 8))
+    names = set(made.layers().values()) - {"scale"}
+    assert {"first", "second", "head"} <= names <= {"first", "second", "twin", "head"}  # alike: one constant
+    bits = lsq.widths(insert.folded(model, RGB), 8, four=sorted(names), skip=())
+    assert all(bits[f"{name}.weight"] == 4 for name in names)
 
 
 def graph(*weights: str) -> onnx.ModelProto:

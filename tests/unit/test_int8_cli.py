@@ -136,6 +136,29 @@ def test_a_size_gives_four_bits_to_the_layers_that_bear_it(
     assert json.loads((tmp_path / "mixed.json").read_text())["points"] == found["points"]
 
 
+def test_a_size_that_loses_too_much_names_the_step_that_trains_it(
+    artifact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tomllib
+
+    import niwaki as nw
+    from niwaki.search import ladder
+
+    climb = ladder.climb
+    monkeypatch.setattr(
+        ladder,
+        "climb",
+        lambda score, **given: climb(score, **{**given, "max_drop": -1.0, "rungs": ladder.RUNGS[:1]}),
+    )
+    words = ["export", artifact, "--data", "digits", "--size", "70%", "--max-drop", "0"]
+    assert main([str(word) for word in words]) == 3
+    said = capsys.readouterr().out
+    (step,) = tomllib.loads(said[said.index("[[step]]") :])["step"]
+    assert step["do"] == "quantize.qat" and len(step["four"]) > 5
+    model = nw.Artifact.open(artifact).model()
+    assert set(step["four"]) <= {name for name, _ in model.named_modules()}
+
+
 def test_a_size_that_no_bits_reach_is_3_and_writes_nothing(
     artifact: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,7 +72,8 @@ def _all_text(result: dict[str, Any]) -> str:
         table(rows),
         "",
         f"fastest: {best['name']}{against if best['name'] != best['against'] else ''}",
-        f"agreement and error against {result['reference']} on {result['images']} images",
+        f"agreement and error against {result['reference']} on {result['images']} images"
+        + (f" of {result['of_images']}, as many as fit" if result["images"] < result["of_images"] else ""),
     ]
     lines += [
         f"not faster than its float32, so not to be chosen for speed: {name}" for name in result["slower"]

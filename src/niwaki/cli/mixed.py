@@ -36,6 +36,12 @@ def measure(
     return found, [table([head, *rows]), f"page  {page}", ""], page
 
 
+def trained(found: Mixed) -> str:
+    """The step of a plan, as TOML, that trains the network with the chosen bits."""
+    four = ", ".join(f'"{name}"' for name, bits in found.chosen.bits.items() if bits == 4)
+    return f'[[step]]\ndo = "quantize.qat"\nfour = [{four}]\n'
+
+
 def _cells(point: Point, found: Mixed, *, floats: bool) -> list[str]:
     counts = [point.count(bits) for bits in ((4, 8, 32) if floats else (4, 8))]
     shares = [percent(value, digits=2) for value in (point.score, point.drop, point.noise)]

@@ -52,6 +52,9 @@ def export(artifact: Artifact, args: argparse.Namespace, builder: Builder | None
         climbed = _climb(files, args, start)
         recipe, exit_code = climbed.recipe, 0 if climbed.held else 3
         lines, extra = [*lines, text(climbed)], {**extra, "ladder": climbed.to_json()}
+        if args.size is not None and not climbed.held:
+            says = "Training with those bits may hold it (niwaki fit --plan; docs/qat.md):"
+            lines.append(f"{says}\n\n{mixed.trained(found)}")
     if exit_code == 0:
         artifact.export(args.runtime, precision="int8", calib=calib, recipe=recipe, builder=builder)
         artifact.update(**{name: extra[name] for name in ("ladder", "mixed") if name in extra})

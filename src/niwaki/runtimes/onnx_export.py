@@ -139,7 +139,9 @@ def _trace(model: nn.Module, spec: Spec, task: Task, *, as_convolution: bool) ->
             code="export-failed",
         ) from error
     assert program is not None
-    return program.model_proto
+    proto = program.model_proto
+    onnx_names.turned(proto, {name: tensor.numpy() for name, tensor in whole.state_dict().items()})
+    return proto
 
 
 def _adaptive_avg_pool2d(self: Any, output_size: Sequence[int]) -> Any:

@@ -7,8 +7,11 @@ the one place where a float graph gets its names, and none of them is another on
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+
+import numpy.typing as npt
+from onnx import numpy_helper
 
 from niwaki.runtimes.onnx import INPUT, OUTPUT
 
@@ -45,6 +48,33 @@ def strip(proto: Any, *, prefix: str = "") -> None:
     graph.name, graph.doc_string, proto.doc_string = "niwaki", "", ""
     proto.producer_name, proto.producer_version = "niwaki", ""
     proto.domain, proto.model_version = "", 0
+
+
+def turned(proto: Any, parameters: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Calls a constant that is a parameter's matrix turned round like the parameter, in place.
+
+    torch's exporter turns the weights of linear layers on more than two axes and numbers what comes out
+    (`val_70`), which no reader of a sensitivity or a recipe could find in the model.
+
+    Args:
+        parameters: by the names that the graph's other weights have.
+    """
+    graph = proto.graph
+    there = {tensor.name for tensor in graph.initializer}
+    wanted: dict[tuple[Any, bytes], list[str]] = {}
+    for name, array in parameters.items():
+        if array.ndim == 2 and name not in there:
+            wanted.setdefault((array.T.shape, array.T.tobytes()), []).append(name)
+    names: dict[str, str] = {}
+    for tensor in graph.initializer:
+        if tensor.name in parameters or len(tensor.dims) != 2 or not wanted:
+            continue
+        array = numpy_helper.to_array(tensor)
+        if found := wanted.get((array.shape, array.tobytes())):
+            names[tensor.name] = found[0]
+            tensor.name = found.pop(0)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
 
 
 def _named(graph: Any, prefix: str) -> list[tuple[Any, str]]:
