@@ -8,6 +8,7 @@ Shape letters: N images, H W pixels, C channels, K classes.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -29,6 +30,8 @@ Floats = npt.NDArray[np.float32]
 SAMPLE_MS = 20.0
 """What one timed sample should take at least, so that the clock's own noise does not show."""
 BASE = "onnx:float32"
+MEMORY_BYTES = 2 * 10**9
+"""What the answers of all exports and of the model may hold together; masks of many images would hold more."""
 
 
 def measure(
@@ -50,7 +53,8 @@ def measure(
         `runtimes` {"RUNTIME:PRECISION": {"agreement", "max_error", "accuracy", "ms", "p90_ms", "start_ms",
         "mb", "peak_mb"}}: agreement and largest error of a probability against the reference, milliseconds
         for one image, from a fresh process's first line to its first answer, megabytes of file, and of
-        memory at most; `reference`; `images`; `failed` {name: why it does not run here}; `fastest`
+        memory at most; `reference`; `images` (of `of_images`: as many as fit into memory);
+        `failed` {name: why it does not run here}; `fastest`
         {"name", "against", "ratio" {"median", "low", "high"}}; `slower` [int8 exports that are slower than
         the same runtime's float32]; `same_numbers` {name: agreement with onnx:int8, whose scales it has};
         `threads`, `cpu`, `isa`.
@@ -64,6 +68,8 @@ def measure(
     )
     if not sessions:
         raise _nothing(artifact, failed)
+    there = 64 if data is None else len(data)
+    data = _within(artifact, data, answers=len(sessions) + 1)
     images = _images(artifact, data)
     given = _kept(lambda name: _answers(sessions[name], images), sessions, failed)
     fresh = _kept(lambda name: start(artifact, *names[name], threads=threads), given, failed)
@@ -91,6 +97,7 @@ def measure(
         "runtimes": rows,
         "reference": reference,
         "images": len(images),
+        "of_images": there,
         "failed": failed,
         "fastest": _fastest(taken),
         "slower": _slower(taken),
@@ -139,6 +146,12 @@ def _kept(make: Callable[[str], Any], names: Iterable[str], failed: dict[str, st
         except NiwakiError as error:
             failed[name] = str(error)
     return found
+
+
+def _within(artifact: Artifact, data: Samples | None, *, answers: int) -> Samples | None:
+    """As many of the images as `answers` answers to each leave room for."""
+    one = 4 * answers * math.prod(artifact.task.shape(artifact.spec.size_hw))
+    return None if data is None else data.take(max(1, MEMORY_BYTES // one))
 
 
 def _images(artifact: Artifact, data: Samples | None) -> npt.NDArray[np.uint8]:

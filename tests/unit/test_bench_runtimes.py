@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from niwaki import Artifact, Classify, Spec, bench_chart, bench_runtimes, nets
+from niwaki import Artifact, Classify, Segment, Spec, bench_chart, bench_runtimes, nets
 from niwaki.cli import main
 from niwaki.data import Samples
 from niwaki.errors import ArtifactError, RuntimeFailed
@@ -71,6 +71,18 @@ def test_slower_int8_is_said_and_same_numbers_are_compared() -> None:
     one = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
     given = {"onnx:int8": one, "openvino:int8": one[::-1]}
     assert bench_runtimes._same_numbers(given) == {"openvino:int8": 0.0}
+
+
+def test_as_many_images_as_their_answers_fit(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = samples(50)
+    assert bench_runtimes._within(artifact, whole, answers=3) is whole
+    monkeypatch.setattr(bench_runtimes, "MEMORY_BYTES", 20 * 4 * 4 * 3 + 5)  # 20 images, 4 classes, 3 answers
+    some = bench_runtimes._within(artifact, whole, answers=3)
+    assert some is not None and len(some) == 20 and bench_runtimes._within(artifact, None, answers=3) is None
+    masks = Artifact(artifact.path, artifact.manifest, SPEC, Segment(("sky", "ground")))
+    monkeypatch.setattr(bench_runtimes, "MEMORY_BYTES", 10 * 4 * 2 * 12 * 12)
+    one = bench_runtimes._within(masks, whole, answers=2)
+    assert one is not None and len(one) == 5
 
 
 CRASHES = """
