@@ -146,8 +146,8 @@ def _all(
                 continue
             try:
                 takes = precision == "int8" and getattr(runtimes.load(runtime), "RECIPES", False)
-                made = {"recipe": recipe if takes else None, "builder": builder}
-                artifact.export(runtime, precision=precision, calib=calib, **made)
+                by = recipe if takes else None
+                artifact.export(runtime, precision=precision, calib=calib, recipe=by, builder=builder)
                 _tell(out, _added(artifact, name, runtime, precision))
             except NiwakiError as error:
                 left[one] = f"{error} [{error.code}]"

@@ -51,8 +51,8 @@ def labelled(artifact: Artifact, source: str, *, seed: int | None = None) -> Dat
         return found
     if task.kind == "classify" and set(found.classes) <= set(task.classes):
         places = [task.classes.index(name) for name in found.classes]
-        parts = {name: _relabelled(getattr(found, name), places) for name in ("train", "val", "test")}
-        return replace(found, classes=task.classes, **parts)
+        train, val, test = (_relabelled(part, places) for part in (found.train, found.val, found.test))
+        return replace(found, classes=task.classes, train=train, val=val, test=test)
     raise DataError(
         f"{source}: has the classes {_few(found.classes)}, {artifact.path.name} has {_few(task.classes)}, so "
         "no score can be told. Name the classes alike"
@@ -110,7 +110,8 @@ def _unlabelled(artifact: Artifact, source: str, seed: int) -> npt.NDArray[np.ui
 
     spec = artifact.spec
     paths = list(find([source], spec.bands if spec.banded else None))
-    images, left = [], []
+    images: list[npt.NDArray[np.uint8]] = []
+    left: list[str] = []
     for place in np.random.default_rng(seed).permutation(len(paths)):
         if len(images) == CALIBRATION:
             break
