@@ -32,12 +32,12 @@ NETWORKS = ("resnet18", "mobilenetv3_small_100", "efficientnet_b0", "vit_tiny_pa
 CALIBRATION = 256
 
 
-def network(name: str, size: int) -> Any:
+def network(name: str, size: int, seed: int) -> Any:
     """A timm network of that name for images of that size, seeded random weights, 10 classes."""
     import timm
     import torch
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     given = {"img_size": size, "patch_size": max(4, size // 4)} if name.startswith("vit") else {}
     return timm.create_model(name, num_classes=10, **given).eval()
 
@@ -50,7 +50,7 @@ def trained(name: str, spec: Any, data: Any, given: argparse.Namespace) -> Any:
     from niwaki.tasks import Classify
 
     path = given.out / f"{name}.safetensors"
-    model = network(name, given.size)
+    model = network(name, given.size, given.seed)
     if path.exists():
         load_model(model, path)
         return model
@@ -58,8 +58,9 @@ def trained(name: str, spec: Any, data: Any, given: argparse.Namespace) -> Any:
         model,
         task=Classify(data.classes),
         spec=spec,
-        train=data.train.take(given.images, seed=0),
+        train=data.train.take(given.images, seed=given.seed),
         epochs=given.epochs,
+        seed=given.seed,
         lr=1e-3 if name.startswith("vit") else 3e-3,
         batch=64,
         flip=True,
@@ -241,6 +242,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--images", type=int, default=4000, help="training images")
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=0, help="of weights, images, training; give --out too")
     parser.add_argument("--val", type=int, default=1000, help="images that choose")
     parser.add_argument("--test", type=int, default=2000, help="images that report")
     parser.add_argument("--max-drop", type=float, default=None, help="default 0.01, and 0.005 for ViT")

@@ -96,13 +96,13 @@ def test_float_layers_double_until_enough() -> None:
 
 
 def test_a_rung_that_may_be_luck_is_not_the_last() -> None:
-    """0.6 points of val lost, give or take 0.6, may be more than 1 of other images: the climb goes on."""
+    """0.6 points of val lost, give or take 0.5, may be more than 1 of other images: the climb goes on."""
     scores = {"min-max": 0.994, "percentile": 0.995, "mse": 0.999}
     seen = [step.rung for step in ladder.climb(steps(scores), reference=1.0, max_drop=0.01).steps]
     assert seen == ["min-max"]
-    found = ladder.climb(steps(scores, noise=0.006), reference=1.0, max_drop=0.01)
+    found = ladder.climb(steps(scores, noise=0.005), reference=1.0, max_drop=0.01)
     assert [step.rung for step in found.steps] == ["min-max", "percentile", "mse"]
-    assert found.rung == "mse" and found.sure and "0.10% ± 0.60%" in found.says()
+    assert found.rung == "mse" and found.sure and "0.10% ± 0.50%" in found.says()
 
 
 def test_without_certainty_the_best_of_all_is_taken_and_nothing_is_left_in_float() -> None:

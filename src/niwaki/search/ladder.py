@@ -4,8 +4,8 @@ It knows no files: `measure(recipe)` makes what a recipe says and measures it on
 what the rungs do.
 
 A val split is a sample: a rung that loses 0.6 points of it, give or take 0.6, may well lose more of other
-images. So a rung is enough where its loss and one standard error of it stay within the limit; where only the
-loss does, the rungs that cost nothing at run time are tried too, and the best of all is taken.
+images. So a rung is enough where the loss is within the limit with 95 % certainty; where only the loss of val
+itself is, the rungs that cost nothing at run time are tried too, and the best of all is taken.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 from niwaki.qdq.recipe import CALIBRATIONS, Recipe
 
 SLACK = 1e-9
+SURE = 1.645
+"""Standard errors above the measured loss that a true loss exceeds in 5 % of all cases."""
 FLOAT = "float layers"
 """The last rung: the most sensitive nodes stay float, twice as many sets of them each time."""
 
@@ -69,7 +71,7 @@ class Climbed:
         rung: that brought the score within the limit; None where none did.
         noise: standard error of the drop.
         held: whether the drop is within the limit.
-        sure: whether the drop and its standard error are.
+        sure: whether it is so with 95 % certainty.
         steps: everything measured, in order.
     """
 
@@ -159,7 +161,7 @@ def climb(
             step = tried(name, replace(best, **change), -1.0 if top is None else top.score)
             if step.kept:
                 best, top = step.recipe, step
-            if step.kept and step.drop + step.noise <= max_drop + SLACK:
+            if step.kept and step.drop + SURE * step.noise <= max_drop + SLACK:
                 return _climbed(steps, step, max_drop)
             if name == FLOAT and step.kept and step.drop <= max_drop + SLACK:
                 break
@@ -197,6 +199,6 @@ def _climbed(steps: Sequence[Step], best: Step, max_drop: float) -> Climbed:
         drop=best.drop,
         noise=best.noise,
         held=held,
-        sure=best.drop + best.noise <= max_drop + SLACK,
+        sure=best.drop + SURE * best.noise <= max_drop + SLACK,
         steps=tuple(steps),
     )
