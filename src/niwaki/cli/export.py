@@ -38,6 +38,19 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="with --runtime web, --sensitivity, --size: where the page goes (default NAME-web, or beside it)",
     )
+    _int8(parser)
+    arg("--builder", metavar="FILE:FUNCTION", help="runs it: what made a model of your own code")
+    arg(
+        "--seed",
+        type=natural,
+        metavar="N",
+        help="seed of what is drawn and of the data's splits (default: that of the artifact's fit, else 0)",
+    )
+
+
+def _int8(parser: argparse.ArgumentParser) -> None:
+    """Declare what says how int8 is made, or what it costs."""
+    arg = parser.add_argument
     arg("--calib", metavar="DATA", help="images that int8 is calibrated on: a folder, or a data set as for fit")
     arg(
         "--data",
@@ -70,17 +83,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="export nothing: measure what int8 costs each of them on --data; writes sensitivity.html, .json",
     )
     arg("--images", type=positive, default=256, metavar="N", help="with --sensitivity: of val (default 256)")
-    arg("--builder", metavar="FILE:FUNCTION", help="runs it: what made a model of your own code")
     arg(
         "--narrow",
         action="store_true",
         help="int8 of 7-bit weights: the same answers on CPUs without VNNI; docs/instruction-sets.md",
-    )
-    arg(
-        "--seed",
-        type=natural,
-        metavar="N",
-        help="seed of their choice and of the data's splits (default: that of the artifact's fit, else 0)",
     )
 
 
