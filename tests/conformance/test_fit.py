@@ -128,6 +128,7 @@ def test_the_folder_holds_what_is_promised(finished: tuple[Path, dict[str, Any]]
     model, baseline = Artifact.open(out / "model.niwaki"), Artifact.open(out / "baseline.niwaki")
     assert sorted(model.exports["onnx"]) == ["float32", "int8"]
     assert sorted(baseline.exports["onnx"]) == ["float32"]
+    assert model.manifest["splits"] == baseline.manifest["splits"] == {"seed": 0, "val": 0.15}
     assert model.default == {"int8": "int8", "distilled": "float32"}[result["default"]]
     assert Plan.from_toml((out / "plan.toml").read_text()).steps[0].do == "prune.channels"
 
