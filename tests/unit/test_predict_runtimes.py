@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,12 @@ def test_any_export_labels_images(artifact: Path, capsys: pytest.CaptureFixture[
         assert code == 0
         rows.append(np.array(value["predictions"][0]["probabilities"]))
     assert 0 <= np.abs(rows[0] - rows[1]).max() < 1e-5 < np.abs(rows[1] - rows[2]).max() < 0.2
+
+
+def test_few_images_are_made_up_to_what_parity_asks_for(artifact: Path, tmp_path: Path) -> None:
+    art = Artifact.open(shutil.copytree(artifact, tmp_path / "a.niwaki"))
+    art.export("torch", calib=np.full((1, 12, 14, 3), 9, np.uint8))
+    assert art.exports["torch"]["float32"]["parity"]["images"] == 16
 
 
 @pytest.mark.parametrize(

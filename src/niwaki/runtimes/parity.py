@@ -79,7 +79,9 @@ def prove(
     proved_by = getattr(runtimes.load(runtime), "PROVED_BY", runtime)
     if precision == "int8" and proved_by == runtime and fake_quantize.quantizers(model):
         precision = TRAINED  # its scales are kept; those of TensorRT are others, which no other runtime proves
-    images = calib if calib is not None else noise(spec, IMAGES)
+    images = noise(spec, IMAGES) if calib is None else calib[:IMAGES]
+    if len(images) < IMAGES and precision != "int8":  # one unsure image of one would be no agreement at all
+        images = np.concatenate([images, noise(spec, IMAGES - len(images))])
     return check(model, path, spec, task=task, images=images[:IMAGES], precision=precision, runtime=proved_by)
 
 
