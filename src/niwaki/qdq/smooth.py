@@ -51,7 +51,7 @@ def smooth(
         if _noise(proto, seam, images[:FEW], calibration) < before:
             smoothed += 1
         else:
-            seams.scale(graph, seam, 1 / factors)
+            seams.scale(graph, seam, np.reciprocal(factors))
     return smoothed
 
 
@@ -63,7 +63,8 @@ def _factors(
     factors = np.maximum(seen, LEAST) ** share / weights ** (1 - share)
     factors[seen == 0] = 1
     # only ratios between channels matter; their mean is left where it was
-    return np.exp2(np.rint(np.log2(factors / np.exp(np.log(factors).mean())))).astype(np.float32)
+    ratios = factors / np.exp(np.log(factors).mean())
+    return np.asarray(np.exp2(np.rint(np.log2(ratios))), np.float32)
 
 
 def _noise(proto: Any, seam: seams.Seam, images: npt.NDArray[np.uint8], calibration: str) -> float:

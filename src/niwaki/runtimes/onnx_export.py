@@ -77,7 +77,7 @@ def export(
         onnx_names.strip(proto)
     elif calib is not None and precision == "int8":
         proto = onnx_int8.quantize(proto, calib, spec, recipe)
-        onnx_names.strip(proto)
+        _finish(proto)
     files.write_bytes(path, proto.SerializeToString(deterministic=True))
     if prove:
         parity.prove(model, path, spec, task=task, precision=precision, calib=calib, runtime="onnx")
@@ -101,9 +101,14 @@ def maker(model: nn.Module, spec: Spec, *, task: Task, calib: npt.NDArray[np.uin
 def save_int8(maker: onnx_int8.Maker, recipe: Recipe, path: Path) -> Path:
     """The path of the int8 file of a recipe: the one that `export` writes."""
     proto = maker.make(recipe)
-    onnx_names.strip(proto)
+    _finish(proto)
     files.write_bytes(path, proto.SerializeToString(deterministic=True))
     return path
+
+
+def _finish(proto: Any) -> None:
+    onnx_names.strip(proto)
+    onnx_names.shorten(proto.graph)
 
 
 def _trace(model: nn.Module, spec: Spec, task: Task, *, as_convolution: bool) -> Any:

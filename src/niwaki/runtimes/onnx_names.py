@@ -77,6 +77,21 @@ def turned(proto: Any, parameters: Mapping[str, npt.NDArray[Any]]) -> None:
         node.input[:] = [names.get(name, name) for name in node.input]
 
 
+def shorten(graph: Any) -> None:
+    """Calls values by their order, nodes nothing, in place: names were a tenth of a small network's file."""
+    ends = {value.name for value in (*graph.input, *graph.output)}
+    names: dict[str, str] = {"": ""}
+    for node in graph.node:
+        node.name = ""
+        for value in (*node.input, *node.output):
+            names.setdefault(value, value if value in ends else f"v{len(names)}")
+        node.input[:] = [names[value] for value in node.input]
+        node.output[:] = [names[value] for value in node.output]
+    for tensor in graph.initializer:
+        tensor.name = names[tensor.name]
+    del graph.value_info[:]
+
+
 def _named(graph: Any, prefix: str) -> list[tuple[Any, str]]:
     """The weights of a graph, each with its new name; the wrapper's own come first and keep theirs."""
     tensors = sorted(graph.initializer, key=lambda tensor: tensor.name.startswith(prefix))

@@ -27,7 +27,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from niwaki.qdq import four_bits, insert
-from niwaki.runtimes import onnx_rewrite
+from niwaki.runtimes import onnx_names, onnx_rewrite
 from niwaki.spec import Spec
 
 DOMAIN, OPERATOR = "niwaki", "FakeQuantize"
@@ -83,7 +83,7 @@ def quantize(proto: Any, spec: Spec) -> Any:
     writer.biases()
     onnx_rewrite.drop_unused(graph)
     insert.guard(proto)  # layers that were left float stay so
-    _short_names(graph)
+    onnx_names.shorten(graph)
     if any(tensor.data_type == TensorProto.INT4 for tensor in graph.initializer):
         proto = onnx.version_converter.convert_version(proto, four_bits.OPSET)
         del proto.graph.value_info[:]  # it writes the shape of every value
@@ -297,21 +297,6 @@ def _steps(scale: Array, shift: Array) -> Array:
     wanted = shift[:, None] / steps
     error = np.abs(wanted - np.rint(wanted)) * steps
     return np.asarray(steps[np.arange(len(scale)), error.argmin(1)])
-
-
-def _short_names(graph: Any) -> None:
-    """Values by their order: in small networks long names were a tenth of the file."""
-    ends = {value.name for value in (*graph.input, *graph.output)}
-    names: dict[str, str] = {"": ""}
-    for node in graph.node:
-        node.name = ""
-        for value in (*node.input, *node.output):
-            names.setdefault(value, value if value in ends else f"v{len(names)}")
-        node.input[:] = [names[value] for value in node.input]
-        node.output[:] = [names[value] for value in node.output]
-    for tensor in graph.initializer:
-        tensor.name = names[tensor.name]
-    del graph.value_info[:]
 
 
 def _node(operator: str, inputs: list[str], output: str, **attributes: Any) -> Any:

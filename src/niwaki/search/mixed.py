@@ -75,6 +75,7 @@ class Mixed:
 
     @property
     def front(self) -> tuple[Point, ...]:
+        """The points that no other beats in both bytes and score, smallest first."""
         best: list[Point] = []
         for point in self.points:
             if not best or point.score > best[-1].score:
@@ -119,7 +120,8 @@ def search(
         losses = {node: {bits: own[bits] for bits in (4, 8)} for node, own in losses.items()}
     plain = files.bytes(start)
     chosen = _within(lambda bits: files.bytes(_recipe(start, bits)), sizes, losses, size * plain, plain)
-    limits = np.linspace(*(sum(own[bits] for own in sizes.values()) for bits in (4, 8)), points + 1)[:-1]
+    least, most = (sum(own[bits] for own in sizes.values()) for bits in (4, 8))
+    limits = np.linspace(least, most, points + 1)[:-1]
     found = [precision.within(sizes, losses, limit=float(limit)).bits for limit in limits]
     measured: dict[tuple[tuple[str, int], ...], Point] = {}
     for bits in (chosen, dict.fromkeys(losses, 8), *found):
