@@ -22,7 +22,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,29 +125,23 @@ def by_nncf(source: Path, calib: np.ndarray, path: Path, name: str) -> None:
 
 
 def by_ladder(
-    model: Any,
-    spec: Any,
-    task: Any,
-    calib: np.ndarray,
-    measured: Callable[[Path], tuple[float, float]],
+    files: Any,
     limit: float,
     path: Path,
 ) -> dict[str, Any]:
     """The ladder climbed; its winner's file lies at `path`."""
     from niwaki.runtimes import onnx_export
-    from niwaki.search import ladder
+    from niwaki.search import recipes
 
-    maker = onnx_export.maker(model, spec, task=task, calib=calib)
-    found = ladder.climb(
-        lambda recipe: measured(onnx_export.save_int8(maker, recipe, path)),
-        reference=measured(path.with_name("float.onnx"))[0],
+    found = recipes.climb(
+        files,
         max_drop=limit,
-        sensitive=maker.sensitive,
         show=lambda s: print(
-            f"  {s.rung}: loses {s.drop:.2%} ± {s.noise:.2%}, {s.seconds:.0f} s", file=sys.stderr
+            f"  {s.rung}: loses {s.drop:.2%} ± {s.noise:.2%}, {s.distance:.4f} nats, {s.seconds:.0f} s",
+            file=sys.stderr,
         ),
     )
-    onnx_export.save_int8(maker, found.recipe, path)
+    onnx_export.save_int8(files.maker, found.recipe, path)
     return found.to_json() | {"says": found.says()}
 
 
@@ -173,6 +167,7 @@ def measured(name: str, model: Any, spec: Any, data: Any, given: argparse.Namesp
     """Accuracies on test, drops, and ratios of latency of float and every way to int8."""
     import niwaki
     from niwaki import evaluate, metrics, runtimes
+    from niwaki.search.int8_files import Files
     from niwaki.tasks import Classify
 
     folder, task = given.out / name, Classify(data.classes)
@@ -181,19 +176,20 @@ def measured(name: str, model: Any, spec: Any, data: Any, given: argparse.Namesp
     images = calib.batch(range(len(calib)), spec)
     splits = {"val": data.val.take(given.val, seed=0), "test": data.test.take(given.test, seed=0)}
 
-    def tally(path: Path, split: str) -> Any:
-        return evaluate.tally(runtimes.load("onnx").open(path), splits[split], spec, task, detail=False)
+    def tally(path: Path) -> Any:
+        return evaluate.tally(runtimes.load("onnx").open(path), splits["test"], spec, task, detail=False)
 
-    def lost(path: Path, split: str = "val") -> tuple[float, float]:
-        """The score, and the standard error of its difference to float's."""
-        found = tally(path, split)
-        change = found.each() - whole[split].each()
+    def lost(path: Path) -> tuple[float, float]:
+        """The score on test, and the standard error of its difference to float's."""
+        found = tally(path)
+        change = found.each() - whole.each()
         return metrics.main(found.score()), float(change.std() / len(change) ** 0.5)
 
     limit = given.max_drop if given.max_drop is not None else 0.005 if name.startswith("vit") else 0.01
     files = {"float": float_file(model, spec, task, folder / "float.onnx")}
-    whole = {split: tally(files["float"], split) for split in splits}
-    climbed = by_ladder(model, spec, task, images, lost, limit, folder / "ladder.onnx")
+    whole = tally(files["float"])
+    made = Files(model, spec=spec, task=task, calib=images, val=splits["val"])
+    climbed = by_ladder(made, limit, folder / "ladder.onnx")
     files["ladder"] = folder / "ladder.onnx"
     left = {}
     for way, make in (("onnxruntime", by_onnx_runtime), ("nncf", by_nncf)):
@@ -204,7 +200,7 @@ def measured(name: str, model: Any, spec: Any, data: Any, given: argparse.Namesp
             left[way] = f"not installed: {error}"
         except niwaki.errors.RuntimeFailed as error:
             left[way] = str(error)
-    tests = {way: lost(path, "test") for way, path in files.items()}
+    tests = {way: lost(path) for way, path in files.items()}
     times = timed(files, given)
     rows = {
         way: {

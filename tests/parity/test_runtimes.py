@@ -95,7 +95,7 @@ def test_without_its_converter_litert_says_how_to_get_it(
     monkeypatch.setattr("niwaki.runtimes.litert._python", lambda: None)
     with pytest.raises(MissingExtra) as caught:
         runtimes.load("litert").export(plain(), SPEC, tmp_path / "x.tflite", task=TASK)
-    assert "litert-torch" in str(caught.value)
+    assert "niwaki[litert-export]" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", runtimes.NAMES)

@@ -17,11 +17,16 @@ def agreement(proto: Any, wanted: np.ndarray) -> float:
     return float((nets.run(proto).argmax(1) == wanted).mean())
 
 
+def measured(proto: Any, wanted: np.ndarray) -> tuple[float, float, float]:
+    score = agreement(proto, wanted)
+    return score, 0.0, 1 - score
+
+
 def climbed(proto: Any, *, max_drop: float = 0.0, **given: Any) -> ladder.Climbed:
     wanted = nets.run(proto).argmax(1)
     maker = onnx_int8.Maker(onnx_int8.prepare(proto, nets.SPEC), nets.IMAGES)
     return ladder.climb(
-        lambda recipe: (agreement(maker.make(recipe), wanted), 0.0),
+        lambda recipe: measured(maker.make(recipe), wanted),
         reference=1.0,
         max_drop=max_drop,
         sensitive=maker.sensitive,
@@ -51,16 +56,17 @@ def test_where_only_floats_help_they_are_few() -> None:
 
 
 def steps(scores: dict[str, float], noise: float = 0.0) -> Any:
-    """A score by the words that a recipe's changes hold, and a noise that is always the same."""
+    """A score by the words that a recipe's changes hold, a noise that is always the same, a distance alike."""
 
-    def score(recipe: Recipe) -> tuple[float, float]:
+    def score(recipe: Recipe) -> tuple[float, float, float]:
         names = [recipe.calibration]
         names += ["bias"] if recipe.correct_bias else []
         names += ["equalise"] if recipe.equalise else []
         names += ["smooth"] if recipe.smooth is not None else []
         names += ["learned"] if recipe.rounding == "learned" else []
         names += [f"float{len(recipe.float_nodes)}"] if recipe.float_nodes else []
-        return sum(scores.get(name, 0.0) for name in names), noise
+        found = sum(scores.get(name, 0.0) for name in names)
+        return found, noise, 1 - found
 
     return score
 
@@ -105,12 +111,30 @@ def test_a_rung_that_may_be_luck_is_not_the_last() -> None:
     assert found.rung == "mse" and found.sure and "0.10% ± 0.50%" in found.says()
 
 
+def test_of_rungs_within_the_limit_the_nearest_to_float_is_taken() -> None:
+    """A score is luck of a few images; `entropy` moves all outputs least, though `mse` scores more."""
+    found = ladder.climb(
+        lambda recipe: {
+            "min-max": (0.993, 0.01, 0.04),
+            "percentile": (0.995, 0.01, 0.05),
+            "mse": (0.999, 0.01, 0.03),
+            "entropy": (0.994, 0.01, 0.02 if recipe == Recipe(calibration="entropy") else 0.06),
+        }[recipe.calibration],
+        reference=1.0,
+        max_drop=0.01,
+    )
+    assert [step.rung for step in found.steps if step.kept] == ["min-max", "mse", "entropy"]
+    assert found.rung == "entropy" and found.held and not found.sure
+    lossy = ladder.climb(
+        lambda recipe: (0.9 if recipe.calibration == "mse" else 0.8, 0.01, 0.1), reference=1.0, max_drop=0.01
+    )
+    assert lossy.rung is None and lossy.drop == pytest.approx(0.1)
+
+
 def test_without_certainty_the_best_of_all_is_taken_and_nothing_is_left_in_float() -> None:
     scores = {"min-max": 0.994, "percentile": 0.993, "entropy": 0.996}
     order = [(f"n{k}",) for k in range(20)]
-    found = ladder.climb(
-        steps(scores, noise=0.02), reference=1.0, max_drop=0.01, sensitive=lambda best: order
-    )
+    found = ladder.climb(steps(scores, noise=0.02), reference=1.0, max_drop=0.01, sensitive=lambda best: order)
     assert found.held and not found.sure and found.rung == "entropy"
     assert found.recipe == Recipe(calibration="entropy") and len(found.steps) == len(ladder.RUNGS)
     assert "val is too small to be sure" in found.says()
@@ -120,9 +144,7 @@ def test_floats_are_taken_as_soon_as_they_are_within_the_limit() -> None:
     """More of them would only be slower, and no surer."""
     scores = {"min-max": 0.5, "float1": 0.1, "float2": 0.495, "float4": 0.5}
     order = [(f"n{k}",) for k in range(20)]
-    found = ladder.climb(
-        steps(scores, noise=0.02), reference=1.0, max_drop=0.01, sensitive=lambda best: order
-    )
+    found = ladder.climb(steps(scores, noise=0.02), reference=1.0, max_drop=0.01, sensitive=lambda best: order)
     assert found.held and not found.sure and len(found.recipe.float_nodes) == 2
 
 

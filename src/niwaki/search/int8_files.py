@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from niwaki import evaluate, metrics, runtimes
 from niwaki.lazy import require
+from niwaki.qdq import sensitivity
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,12 +25,18 @@ if TYPE_CHECKING:
     from niwaki.tasks import Task
 
 
+FEW, BATCH = 1024, 64
+"""Images of val on which outputs are compared with float's, at most; and at once."""
+
+
 class Measured(NamedTuple):
-    """What val says of a file: its score 0..1, the standard error of what it loses, and its bytes."""
+    """What val says of a file: its score 0..1, the standard error of what it loses, how far its outputs are
+    from float's, and its bytes."""
 
     score: float
     noise: float
-    bytes: int = 0
+    distance: float
+    bytes: int
 
 
 class Files:
@@ -74,11 +81,28 @@ class Files:
     def measure(self, recipe: Recipe) -> Measured:
         """The file of a recipe on val. Its noise is that of the mean difference to float, image by image."""
         with self._made(recipe) as path:
-            found = self._tally(self._runs.open(path, threads=self._threads))
-            size = self._size(path)
+            session = self._runs.open(path, threads=self._threads)
+            found, size = self._tally(session), self._size(path)
+            outputs = self._outputs(session)
         change = found.each() - self._float.each()
         noise = float(change.std() / np.sqrt(max(1, len(change))))
-        return Measured(metrics.main(found.score()), noise, size)
+        return Measured(metrics.main(found.score()), noise, self._distance(outputs), size)
+
+    def _outputs(self, predict: evaluate.Predictor) -> npt.NDArray[np.float32]:
+        """Outputs of the first images of val, as many as leave the answers in little memory."""
+        count = min(len(self.val), evaluate.rows(self.spec, self.task, at_most=FEW))
+        parts = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
+        return np.concatenate([predict(self.val.batch(part, self.spec)) for part in parts])
+
+    @cached_property
+    def _float_outputs(self) -> npt.NDArray[np.float32]:
+        return self._outputs(evaluate.predictor(self.model, self.spec, self.task))
+
+    def _distance(self, outputs: npt.NDArray[np.float32]) -> float:
+        """How far outputs are from float's: KL divergence of classes in nats, else the share of the power."""
+        if self.task.kind == "instances":
+            return float(((outputs - self._float_outputs) ** 2).mean() / (self._float_outputs**2).mean())
+        return sensitivity.divergence(self._float_outputs, outputs)
 
     def bytes(self, recipe: Recipe) -> int:
         """Of the file of a recipe, which is not run."""

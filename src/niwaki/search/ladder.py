@@ -5,11 +5,13 @@ what the rungs do.
 
 A val split is a sample: a rung that loses 0.6 points of it, give or take 0.6, may well lose more of other
 images. So a rung is enough where the loss is within the limit with 95 % certainty; where only the loss of val
-itself is, the rungs that cost nothing at run time are tried too, and the best of all is taken.
+itself is, the rungs that cost nothing at run time are tried too. Which of two rungs is better is told by how
+far their outputs are from float's: every output has a part in that, where a score knows only answers that change.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,13 +49,14 @@ RUNGS = (
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """One measured recipe: its rung, its score, what that loses against float and that loss's standard error,
-    all 0..1."""
+    all 0..1; how far its outputs are from float's, in whatever unit."""
 
     rung: str
     recipe: Recipe
     score: float
     drop: float
     noise: float
+    distance: float
     kept: bool
     seconds: float
 
@@ -109,7 +112,7 @@ class Climbed:
 
 
 def climb(
-    measure: Callable[[Recipe], tuple[float, float]],
+    measure: Callable[[Recipe], tuple[float, float, float]],
     *,
     reference: float,
     max_drop: float,
@@ -120,12 +123,13 @@ def climb(
 ) -> Climbed:
     """The first recipe that is surely within the limit, or the best there is; all that was measured on the way.
 
-    A rung is tried on top of those kept before it, and kept where it scores more than they did. The last one
-    leaves nodes in float: 1, 2, 4, ... of the most sensitive sets, up to half of them. It makes files slower,
-    so it is tried only where nothing before it is within the limit at all.
+    A rung is tried on top of those kept before it, and kept where its outputs are nearer to float's. The last
+    one leaves nodes in float: 1, 2, 4, ... of the most sensitive sets, up to half of them. It makes files
+    slower, so it is tried only where nothing before it is within the limit at all.
 
     Args:
-        measure: (score, standard error of its difference to the float model's) of a recipe on val, 0..1.
+        measure: (score, standard error of its difference to the float model's, both 0..1; distance of the
+            outputs from float's) of a recipe on val.
         reference: the float model's, measured alike.
         max_drop: the limit, as a difference of scores.
         sensitive: sets of nodes that may stay float, the one that helps most first; None leaves out the
@@ -136,16 +140,17 @@ def climb(
     steps: list[Step] = []
     best = start or Recipe()
 
-    def tried(name: str, recipe: Recipe, least: float) -> Step:
+    def tried(name: str, recipe: Recipe, most: float) -> Step:
         began = time.perf_counter()
-        got, noise = measure(recipe)
+        got, noise, distance = measure(recipe)
         step = Step(
             rung=name,
             recipe=recipe,
             score=got,
             drop=reference - got,
             noise=noise,
-            kept=got > least,
+            distance=distance,
+            kept=distance < most,
             seconds=time.perf_counter() - began,
         )
         steps.append(step)
@@ -155,18 +160,23 @@ def climb(
 
     top: Step | None = None
     for name, recipes in _candidates(rungs, sensitive):
-        if name == FLOAT and top is not None and top.drop <= max_drop + SLACK:
+        if name == FLOAT and any(step.drop <= max_drop + SLACK for step in steps):
             break
         for change in recipes(best):
-            step = tried(name, replace(best, **change), -1.0 if top is None else top.score)
+            step = tried(name, replace(best, **change), math.inf if top is None else top.distance)
             if step.kept:
                 best, top = step.recipe, step
-            if step.kept and step.drop + SURE * step.noise <= max_drop + SLACK:
+            if step.drop + SURE * step.noise <= max_drop + SLACK:
                 return _climbed(steps, step, max_drop)
-            if name == FLOAT and step.kept and step.drop <= max_drop + SLACK:
+            if name == FLOAT and step.drop <= max_drop + SLACK:
                 break
-    assert top is not None
-    return _climbed(steps, top, max_drop)
+    return _climbed(steps, _best(steps, max_drop), max_drop)
+
+
+def _best(steps: Sequence[Step], max_drop: float) -> Step:
+    """Of those within the limit the nearest to float; where none is, the one that loses least."""
+    held = [step for step in steps if step.drop <= max_drop + SLACK]
+    return min(held, key=lambda s: s.distance) if held else min(steps, key=lambda s: (s.drop, s.distance))
 
 
 Changes = Callable[[Recipe], list[dict[str, Any]]]

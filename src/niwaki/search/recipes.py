@@ -48,9 +48,9 @@ def climb(
         ModelError: the images do not fit, or the model cannot be exported. [export-calib, export-failed]
     """
 
-    def measure(recipe: Recipe) -> tuple[float, float]:
-        score, noise = once(f"rung:{_key(recipe)}", lambda: list(files.measure(recipe)[:2]))
-        return float(score), float(noise)
+    def measure(recipe: Recipe) -> tuple[float, float, float]:
+        score, noise, distance = once(f"rung:{_key(recipe)}", lambda: list(files.measure(recipe)[:3]))
+        return float(score), float(noise), float(distance)
 
     def sensitive(recipe: Recipe) -> list[tuple[str, ...]]:
         found = once(f"sensitive:{_key(recipe)}", lambda: list(map(list, files.maker.sensitive(recipe))))
