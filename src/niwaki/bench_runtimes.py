@@ -70,7 +70,7 @@ def measure(
         raise _nothing(artifact, failed)
     there = 64 if data is None else len(data)
     data = _within(artifact, data, answers=len(sessions) + 1)
-    images = _images(artifact, data)
+    images = _images(artifact, data, answers=len(sessions) + 1)
     given = _kept(lambda name: _answers(sessions[name], images), sessions, failed)
     fresh = _kept(lambda name: start(artifact, *names[name], threads=threads), given, failed)
     taken = _timed(artifact, {name: sessions[name] for name in fresh}, rounds, threads, failed)
@@ -150,14 +150,19 @@ def _kept(make: Callable[[str], Any], names: Iterable[str], failed: dict[str, st
 
 def _within(artifact: Artifact, data: Samples | None, *, answers: int) -> Samples | None:
     """As many of the images as `answers` answers to each leave room for."""
+    return None if data is None else data.take(_room(artifact, answers))
+
+
+def _room(artifact: Artifact, answers: int) -> int:
     one = 4 * answers * math.prod(artifact.task.shape(artifact.spec.size_hw))
-    return None if data is None else data.take(max(1, MEMORY_BYTES // one))
+    return max(1, MEMORY_BYTES // one)
 
 
-def _images(artifact: Artifact, data: Samples | None) -> npt.NDArray[np.uint8]:
+def _images(artifact: Artifact, data: Samples | None, *, answers: int) -> npt.NDArray[np.uint8]:
+    """The data's images; without data random ones, as many as there is room for their answers."""
     if data is not None:
         return data.batch(range(len(data)), artifact.spec)
-    shape = (64, *artifact.spec.size_hw, artifact.spec.channels)
+    shape = (min(64, _room(artifact, answers)), *artifact.spec.size_hw, artifact.spec.channels)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 

@@ -148,6 +148,10 @@ def _check_fields(manifest: dict[str, Any], present: set[str]) -> None:
         raise ValueError("builder, structure and graph do not belong together")
     if not isinstance(manifest.get("default", ""), str):
         raise TypeError("default is no text")
+    splits = manifest.get("splits", {})
+    seed, val = (splits.get("seed", 0), splits.get("val", 0.15)) if isinstance(splits, dict) else (None, None)
+    if type(seed) is not int or seed < 0 or not isinstance(val, int | float) or not 0 <= val < 1:
+        raise TypeError("splits are no seed and share of val")
     classes = manifest["task"].get("classes")
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
         raise TypeError("classes are no list of texts")

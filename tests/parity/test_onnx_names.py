@@ -13,6 +13,8 @@ from tests.parity.test_onnx import RGB, TASK
 from torch import Tensor, nn
 
 from niwaki import runtimes
+from niwaki.qdq.recipe import Recipe
+from niwaki.qdq.sensitivity import title
 from niwaki.quantize import insert, lsq
 from niwaki.runtimes import onnx_export, onnx_names, parity
 
@@ -85,7 +87,7 @@ def test_layers_are_called_as_in_the_model() -> None:
     torch.manual_seed(0)
     model = Tokens().eval()
     made = onnx_export.maker(model, RGB, task=TASK, calib=parity.noise(RGB, 8))
-    names = set(made.layers().values()) - {"scale"}
+    names = {title(weight) for weight in made.readers(Recipe())} - {"scale"}
     assert {"first", "second", "head"} <= names <= {"first", "second", "twin", "head"}  # alike: one constant
     bits = lsq.widths(insert.folded(model, RGB), 8, four=sorted(names), skip=())
     assert all(bits[f"{name}.weight"] == 4 for name in names)

@@ -125,6 +125,7 @@ def test_of_rungs_within_the_limit_the_nearest_to_float_is_taken() -> None:
     )
     assert [step.rung for step in found.steps if step.kept] == ["min-max", "mse", "entropy"]
     assert found.rung == "entropy" and found.held and not found.sure
+    assert found.says().startswith("entropy is enough: ")
     lossy = ladder.climb(
         lambda recipe: (0.9 if recipe.calibration == "mse" else 0.8, 0.01, 0.1), reference=1.0, max_drop=0.01
     )

@@ -136,3 +136,14 @@ def test_names_of_layers_and_blocks() -> None:
     assert [name for name in names if " " not in name] == ["scale", "a", "b", "c", "head"] or "a" in names
     rows, _ = sensitivity.measure(proto, nodes, activations, weights, nets.IMAGES[:8], by="block")
     assert sum(len(row.nodes) for row in rows) == len(graphs.units(graphs.read(proto), nodes)) > len(rows)
+
+
+def test_outputs_that_are_no_classes_have_a_distance_too() -> None:
+    """Of objects most channels are distances: a KL divergence of those would fall below zero."""
+    before = np.random.default_rng(0).uniform(1, 30, (3, 33, 4, 4)).astype(np.float32)
+    assert sensitivity.divergence(before, before) == 0
+    assert sensitivity.divergence(before, 1.1 * before) == pytest.approx(0.01, rel=1e-4)
+    classes = np.array([[0.7, 0.3], [0.2, 0.8]], np.float32)
+    other = np.array([[0.6, 0.4], [0.2, 0.8]], np.float32)
+    wanted = (0.7 * np.log(0.7 / 0.6) + 0.3 * np.log(0.3 / 0.4)) / 2
+    assert sensitivity.divergence(classes, other) == pytest.approx(wanted, rel=1e-5)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from niwaki.cli import given, rungs, sensitivity
 from niwaki.cli.screen import Answer, Out, percent
 from niwaki.cli.values import natural, positive, positive_share, share
+from niwaki.errors import ModelError
 from niwaki.lazy import require
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--seed",
         type=natural,
         metavar="N",
-        help="seed of what is drawn and of the data's splits (default: that of the artifact's fit, else 0)",
+        help="seed of what is drawn (default 0) and of the data's splits (default: that of the artifact's fit)",
     )
 
 
@@ -100,8 +101,13 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
         return _web(artifact, args)
     require("torch", extra="train")  # said before data are read
     args.precision = args.precision or "int8"
-    if args.sensitivity:
+    if args.sensitivity and not rungs.asked(args):
         return sensitivity.measure(artifact, args, _builder(args.builder, artifact))
+    if args.floats and args.size is None:
+        raise ModelError(
+            "export: --floats came without --size, whose files it is for. Add --size, or leave it out.",
+            code="export-recipe",
+        )
     if rungs.asked(args):
         return rungs.export(artifact, args, _builder(args.builder, artifact))
     calib = given.calibration(artifact, args.calib, seed=args.seed) if args.calib else None

@@ -57,21 +57,25 @@ def export(artifact: Artifact, args: argparse.Namespace, builder: Builder | None
             lines.append(f"{says}\n\n{mixed.trained(found)}")
     if exit_code == 0:
         artifact.export(args.runtime, precision="int8", calib=calib, recipe=recipe, builder=builder)
-        artifact.update(**{name: extra[name] for name in ("ladder", "mixed") if name in extra})
+        artifact.update(
+            ladder=extra.get("ladder"), mixed=extra.get("mixed")
+        )  # of this export, not an older one
         lines.append(f"{args.artifact}: {args.runtime} int8 added")
     value = {"artifact": args.artifact, "exports": artifact.exports, **extra}
     return Answer(value, "\n".join(lines), exit_code)
 
 
 def _climb(files: Any, args: argparse.Namespace, start: Recipe) -> Climbed:
-    """The ladder from a recipe on. Within a size no layer goes back to float: the file would outgrow it."""
-    from niwaki.search import recipes
+    """The ladder from a recipe on. Within a size no rung is tried that makes the file larger."""
+    from niwaki.search import ladder, recipes
 
+    within = args.size is not None
     return recipes.climb(
         files,
         max_drop=args.max_drop,
         start=start,
-        floats=args.size is None,
+        floats=not within,
+        rungs=[rung for rung in ladder.RUNGS if not (within and rung.grows)],
         show=lambda step: print(line(step), file=sys.stderr),
     )
 
@@ -122,6 +126,12 @@ def _check(args: argparse.Namespace) -> None:
         raise ModelError(
             f"export: {knob} got no images to measure on. Give --data DATA, with a train and a val split.",
             code="export-calib",
+        )
+    if args.sensitivity:
+        raise ModelError(
+            f"export: {knob} came with --sensitivity, which exports nothing, expected one of them. "
+            "Leave one out.",
+            code="export-recipe",
         )
     if args.precision != "int8" or args.all_runtimes:
         got = "--all-runtimes" if args.all_runtimes else args.precision

@@ -67,6 +67,7 @@ def _climb(work: Work, base: Baseline, name: str, model: nn.Module) -> dict[str,
         task=work.task,
         calib=work.calibration(),
         val=work.data.val,
+        against=base.model,
         threads=work.arguments.threads,
     )
     reference = metrics.main(base.scores["val"])

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 WRONG = 12
 """Most-wrong test images shown in the report."""
-FEW = 16
-"""Images that the sensitivities of layers are measured on; `niwaki export --sensitivity` takes more."""
+FEW, LEAST, PIXELS = 16, 4, 16 * 64 * 64
+"""Images that the sensitivities of layers are measured on: at most, at least, and pixels of all of them.
+`niwaki export --sensitivity` takes more."""
 
 
 def result(
@@ -163,20 +164,25 @@ def _sensitivity(work: Work, chosen: Point) -> dict[str, Any] | None:
     if fake_quantize.quantizers(chosen.model):
         return None
     recipe = Recipe.from_json(chosen.ladder["recipe"]) if chosen.ladder else None
-    some = work.data.val.take(FEW, seed=work.arguments.seed) if len(work.data.val) > FEW else work.data.val
+    count = max(LEAST, min(FEW, PIXELS // (work.spec.size_hw[0] * work.spec.size_hw[1])))
+    count = evaluate.rows(work.spec, work.task, at_most=min(count, len(work.data.val)))
+    some = work.data.val.take(count, seed=work.arguments.seed)
 
     def measured() -> dict[str, Any]:
-        return recipes.sensitivities(
+        return recipes.kinds(
             chosen.model,
             spec=work.spec,
             task=work.task,
             calib=work.calibration(),
             images=some.batch(range(len(some)), work.spec),
             recipe=recipe,
-            few=max(1, len(some) // 2),
         )
 
-    found: dict[str, Any] = work.folder.once(f"{chosen.name}-sensitivity", measured)
+    try:
+        found: dict[str, Any] = work.folder.once(f"{chosen.name}-sensitivity", measured)
+    except Exception as error:  # whatever it trips over, the run is done but for its report
+        work.folder.note(f"what int8 costs each layer could not be measured: {error}")
+        return None
     return found
 
 

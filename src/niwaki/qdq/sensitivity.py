@@ -22,6 +22,8 @@ from niwaki.qdq.grid import Grid
 
 Probabilities = npt.NDArray[np.float32]
 TINY = 1e-9
+SUM = 1e-3
+"""What probabilities of classes may add up to beside 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +136,37 @@ def measure(
     return rows, {"float": none, "all": change(whole.roundings(names))}
 
 
+def kinds(
+    proto: Any,
+    nodes: Sequence[Any],
+    activations: Mapping[str, Grid],
+    weights: Mapping[str, Grid],
+    images: npt.NDArray[np.uint8],
+) -> list[dict[str, Any]]:
+    """Each layer's `name`, and {"kl": nats} when all of it is rounded (`alone`), its `weights`, its `inputs`.
+
+    Args:
+        nodes, images: as in `measure`.
+    """
+    graph = graphs.read(proto)
+    whole = switches.switched(proto, nodes, activations, weights)
+    before = whole.run(images, whole.roundings(()))
+    layers = {node.name for node in graph.layers}
+
+    def moved(members: Sequence[str], **kept: bool) -> dict[str, float]:
+        return {"kl": divergence(before, whole.run(images, whole.roundings(members, **kept)))}
+
+    return [
+        {
+            "name": name,
+            "alone": moved(members),
+            "weights": moved(members, values=False) if layers.intersection(members) else None,
+            "inputs": moved(members, weights=False),
+        }
+        for name, members in groups(graph, graphs.units(graph, nodes)).items()
+    ]
+
+
 def _without(kl: float, count: int, few_kl: float, few: int) -> float | None:
     """The mean over the other images: both are means over images, the few among the `count`."""
     return (count * kl - few * few_kl) / (count - few) if count > few else None
@@ -174,26 +207,46 @@ def by_bits(
     weights: Mapping[int, Mapping[str, Grid]],
     images: npt.NDArray[np.uint8],
 ) -> dict[str, dict[int, float]]:
-    """KL divergence in nats when one layer alone is rounded, by the layer's node and the bits of its weights.
+    """How far outputs move (`divergence`) when one layer alone is rounded, by its weights' name and bits.
 
     Args:
-        nodes: the integer nodes; only those with weights are asked.
+        nodes: the integer nodes; only those with weights are asked, and those that share them together.
         weights: grids of all layers' weights, by bits.
     """
-    graph = graphs.read(proto)
-    found: dict[str, dict[int, float]] = {node.name: {} for node in nodes if graph.weight(node)}
+    members = readers(graphs.read(proto), nodes)
+    found: dict[str, dict[int, float]] = {weight: {} for weight in members}
     for bits, grids in weights.items():
         whole = switches.switched(proto, nodes, activations, grids)
         before = whole.run(images, whole.roundings(()))
-        for name, losses in found.items():
-            losses[bits] = divergence(before, whole.run(images, whole.roundings((name,))))
+        for weight, losses in found.items():
+            losses[bits] = divergence(before, whole.run(images, whole.roundings(members[weight])))
+    return found
+
+
+def readers(graph: Graph, nodes: Sequence[Any]) -> dict[str, list[str]]:
+    """The layers among the nodes that read each weight, by the weight's name."""
+    found: dict[str, list[str]] = {}
+    for node in nodes:
+        if weight := graph.weight(node):
+            found.setdefault(weight, []).append(node.name)
     return found
 
 
 def divergence(before: Probabilities, after: Probabilities) -> float:
-    """Mean KL divergence of the outputs `[N, K, ...]` from the float ones, in nats."""
-    p, q = (np.maximum(one.astype(np.float64), TINY) for one in (before, after))
-    return float((p * (np.log(p) - np.log(q))).sum(1).mean())
+    """How far outputs `[N, K, ...]` are from the float ones: mean KL divergence of classes, in nats.
+
+    Outputs that are no probabilities of classes (objects' distances) have none: the power of the difference as
+    a share of the power of the float ones. Both are 0 where nothing moved, and never below.
+    """
+    found = []
+    for one, other in zip(before, after, strict=True):  # image by image: maps of many classes are large
+        if abs(float(one.sum(0).mean()) - 1) < SUM and abs(float(one.sum(0).max()) - 1) < SUM:
+            p, q = (np.maximum(part.astype(np.float64), TINY) for part in (one, other))
+            found.append(max(0.0, float((p * (np.log(p) - np.log(q))).sum(0).mean())))
+        else:
+            power = float((one.astype(np.float64) ** 2).mean())
+            found.append(float(((other.astype(np.float64) - one) ** 2).mean()) / max(power, TINY))
+    return float(np.mean(found))
 
 
 def sqnr(before: Probabilities, after: Probabilities) -> float:

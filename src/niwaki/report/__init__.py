@@ -41,8 +41,8 @@ The record is plain JSON. A part that is missing or empty is left out of the pag
                   "clean": {"accuracy", "low", "high"}, "corrupted": {kind: {as clean}},
                   "corrupted_mean": 0..1, "attack": "white-box" | "transfer from STAGE",
                   "attacked": {"fgsm", "pgd": {as clean}}}]}
-    sensitivity  what int8 costs each layer of the chosen network, as search.recipes.sensitivities
-                 gives it, or null
+    sensitivity  what int8 costs each layer of the chosen network, as search.recipes.kinds gives it:
+                 {"images": int, "rows": [{"name", "alone", "weights", "inputs": {"kl": nats}}]}, or null
     proof_error  float or null: the proof of surgery's largest error over the output's deviation
     machine      {"cpu": str, "isa": [str], "threads": int}
     versions     {package: version}

@@ -74,7 +74,7 @@ def _chart(found: Mapping[str, Any]) -> str:
     )
     says = (
         "Every point is a file that was made and run. Named points are the front: no file is both smaller and "
-        "at least as good on val. The green one is what was exported: the least expected loss within the size."
+        "at least as good on val. The green one is what was chosen: the least expected loss within the size."
     )
     return section("Score against size", chart, says=says, wide=True)
 

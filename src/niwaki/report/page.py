@@ -7,10 +7,11 @@ from html import escape
 from typing import Any
 
 from niwaki import metrics
-from niwaki.report import charts, sensitivity, words
+from niwaki.report import charts, words
 from niwaki.report.parts import section as _section
 from niwaki.report.parts import shell
 from niwaki.report.parts import table as _table
+from niwaki.report.sensitivity import in_report as _sensitivity
 
 Record = Mapping[str, Any]
 MOST_CLASSES = 40
@@ -373,7 +374,7 @@ SECTIONS: tuple[Callable[[Record], str], ...] = (
     _stages,
     _points,
     _widths,
-    sensitivity.in_report,
+    _sensitivity,
     _behaviour,
     _histories,
     _confusion,

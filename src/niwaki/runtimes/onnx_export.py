@@ -28,6 +28,7 @@ from niwaki.qdq.recipe import Recipe
 from niwaki.runtimes import deployed, onnx_int8, onnx_names, onnx_trained, parity, request
 from niwaki.runtimes.onnx import INPUT, OUTPUT, PRECISIONS
 from niwaki.spec import Spec
+from niwaki.surgery import fake_quantize
 from niwaki.surgery.trace import quiet
 from niwaki.tasks import Task
 
@@ -90,8 +91,15 @@ def maker(model: nn.Module, spec: Spec, *, task: Task, calib: npt.NDArray[np.uin
     Args:
         calib: images uint8 `[N, H, W, C]`; at least one.
     Raises:
-        ModelError: the images do not fit, or the model cannot be exported. [export-calib, export-failed]
+        ModelError: the images do not fit, the model cannot be exported, or it was trained with fake quantizers
+            and has its ranges. [export-calib, export-failed, export-recipe]
     """
+    if fake_quantize.quantizers(model):
+        raise ModelError(
+            "export: the bits and ranges of this model were trained (quantize.qat), expected a float model for "
+            "recipes and sensitivities. Export it as it is, without --max-drop, --size and --sensitivity.",
+            code="export-recipe",
+        )
     request.check("int8", calib, spec, precisions=PRECISIONS, runtime="onnx")
     proto = _trace(model, spec, task, as_convolution=True)
     onnx_names.strip(proto, prefix=WRAPPED)
@@ -145,7 +153,7 @@ def _trace(model: nn.Module, spec: Spec, task: Task, *, as_convolution: bool) ->
         ) from error
     assert program is not None
     proto = program.model_proto
-    onnx_names.turned(proto, {name: tensor.numpy() for name, tensor in whole.state_dict().items()})
+    onnx_names.turned(proto, {name: tensor.detach().numpy() for name, tensor in whole.named_parameters()})
     return proto
 
 

@@ -97,6 +97,7 @@ class Maker:
 
     def __init__(self, ready: Prepared, calib: npt.NDArray[np.uint8]) -> None:
         self.ready, self.calib = ready, calib
+        self._scalings: dict[tuple[bool, tuple[float, str] | None], Any] = {}
         self._seen: dict[tuple[bool, tuple[float, str] | None, bool], dict[str, ranges.Seen]] = {}
 
     def make(self, recipe: Recipe) -> Any:
@@ -115,13 +116,7 @@ class Maker:
     def rounded(self, recipe: Recipe) -> tuple[Any, dict[str, Grid], dict[str, Grid]]:
         """The float graph as a recipe changes it, and the grids of its activations and weights."""
         proto = onnx.ModelProto()
-        proto.CopyFrom(self.ready.proto)
-        if recipe.equalise:
-            equalise.equalise(proto, skip=self.ready.skip)
-        if recipe.smooth is not None:
-            smooth.smooth(
-                proto, self.calib, share=recipe.smooth, skip=self.ready.skip, calibration=recipe.calibration
-            )
+        proto.CopyFrom(self._scaled(recipe))
         activations = self._activations(proto, recipe)
         weights = insert.weight_grids(graphs.read(proto), self.nodes(proto, recipe), recipe)
         if recipe.rounding == "learned":
@@ -129,6 +124,23 @@ class Maker:
         if recipe.correct_bias:
             bias.correct(proto, activations, weights, self.calib)
         return proto, activations, weights
+
+    def _scaled(self, recipe: Recipe) -> Any:
+        """The float graph after equalisation and smoothing, which takes its time and is kept."""
+        key = (recipe.equalise, None if recipe.smooth is None else (recipe.smooth, recipe.calibration))
+        if key == (False, None):
+            return self.ready.proto
+        if key not in self._scalings:
+            self._scalings[key] = proto = onnx.ModelProto()
+            proto.CopyFrom(self.ready.proto)
+            if recipe.equalise:
+                equalise.equalise(proto, skip=self.ready.skip)
+            if recipe.smooth is not None:
+                ranges_by = recipe.calibration
+                smooth.smooth(
+                    proto, self.calib, share=recipe.smooth, skip=self.ready.skip, calibration=ranges_by
+                )
+        return self._scalings[key]
 
     def nodes(self, proto: Any, recipe: Recipe) -> list[Any]:
         """The nodes that run on whole numbers."""
@@ -151,7 +163,7 @@ class Maker:
         self, recipe: Recipe, *, images: int = FEW
     ) -> tuple[dict[str, dict[int, float]], dict[str, dict[int, float]]]:
         """What each layer loses (KL divergence in nats when it alone is rounded) and the bytes of its weights,
-        both by the layer's node and bits: 4, 8, and 32 for a layer in float, which loses nothing."""
+        both by the weights' name and bits: 4, 8, and 32 for a layer in float, which loses nothing."""
         proto, activations, _ = self.rounded(recipe)
         graph, nodes = graphs.read(proto), self.nodes(proto, recipe)
         grids = {
@@ -159,16 +171,15 @@ class Maker:
             for bits in BITS
         }
         losses = sensitivity.by_bits(proto, nodes, activations, grids, self.calib[:images])
-        counts = {node.name: graph.array(node.input[1]).size for node in nodes if node.name in losses}
+        counts = {name: graph.array(name).size for name in losses}
         sizes = {
             name: {bits: count * bits / 8 for bits in (*BITS, FLOAT_BITS)} for name, count in counts.items()
         }
         return {name: {**own, FLOAT_BITS: 0.0} for name, own in losses.items()}, sizes
 
-    def layers(self) -> dict[str, str]:
-        """Each layer's name in the model, by its node."""
-        graph = graphs.read(self.ready.proto)
-        return {node.name: sensitivity.title(graph.weight(node) or "") for node in graph.layers}
+    def readers(self, recipe: Recipe) -> dict[str, list[str]]:
+        """The nodes that read each layer's weights, by the weights' name."""
+        return sensitivity.readers(graphs.read(self.ready.proto), self.nodes(self.ready.proto, recipe))
 
     def _activations(self, proto: Any, recipe: Recipe) -> dict[str, Grid]:
         """The grid of every activation but the logits."""

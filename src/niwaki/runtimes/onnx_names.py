@@ -7,9 +7,11 @@ the one place where a float graph gets its names, and none of them is another on
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from onnx import numpy_helper
 
@@ -61,20 +63,23 @@ def turned(proto: Any, parameters: Mapping[str, npt.NDArray[Any]]) -> None:
     """
     graph = proto.graph
     there = {tensor.name for tensor in graph.initializer}
-    wanted: dict[tuple[Any, bytes], list[str]] = {}
+    wanted: dict[str, list[str]] = {}
     for name, array in parameters.items():
         if array.ndim == 2 and name not in there:
-            wanted.setdefault((array.T.shape, array.T.tobytes()), []).append(name)
+            wanted.setdefault(_digest(array.T), []).append(name)
     names: dict[str, str] = {}
     for tensor in graph.initializer:
         if tensor.name in parameters or len(tensor.dims) != 2 or not wanted:
             continue
-        array = numpy_helper.to_array(tensor)
-        if found := wanted.get((array.shape, array.tobytes())):
+        if found := wanted.get(_digest(numpy_helper.to_array(tensor))):
             names[tensor.name] = found[0]
             tensor.name = found.pop(0)
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
+
+
+def _digest(array: npt.NDArray[Any]) -> str:
+    return f"{array.shape} {hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()}"
 
 
 def shorten(graph: Any) -> None:

@@ -32,16 +32,21 @@ def faults(proto: Any) -> list[str]:
     found = []
     for node in proto.graph.node:
         if node.op_type != "Cast" and pixels.intersection(node.input):
-            found.append(f"{node.name} ({node.op_type}) reads uint8, which may only be cast")
+            found.append(f"{_named(node)} ({node.op_type}) reads uint8, which may only be cast")
         elif node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
-            found.append(f"it has no operator {node.op_type} ({node.name})")
+            found.append(f"it has no operator {node.op_type} ({_named(node)})")
         elif node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2:
             zero = values.get(node.input[2])
             if zero is not None and numpy_helper.to_array(zero).any():
-                found.append(f"{node.name} has a zero point other than zero")
+                found.append(f"{_named(node)} has a zero point other than zero")
             elif zero is not None and zero.data_type == onnx.TensorProto.UINT8:
-                found.append(f"{node.name} is unsigned")
+                found.append(f"{_named(node)} is unsigned")
     return found
+
+
+def _named(node: Any) -> str:
+    """A node's name, or that of what it gives: files of int8 name values alone."""
+    return str(node.name or node.output[0])
 
 
 def _pixel_inputs(graph: Any) -> set[str]:
@@ -58,13 +63,13 @@ def cast_first(proto: Any) -> None:
     moves = [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in pixels]
     for move in moves:
         casts = [node for node in graph.node if move.output[0] in node.input]
-        if not all(node.op_type == "Cast" for node in casts):
+        if not all(node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT for node in casts):
             continue  # `faults` names it
         for cast in casts:
             for node in graph.node:
                 node.input[:] = [move.output[0] if name == cast.output[0] else name for name in node.input]
             graph.node.remove(cast)
-        name = f"{move.input[0]}_as_float"
+        name = f"{move.output[0]}_as_float"
         first = onnx.helper.make_node("Cast", [move.input[0]], [name], name, to=onnx.TensorProto.FLOAT)
         move.input[0] = name
         graph.node.insert(list(graph.node).index(move), first)

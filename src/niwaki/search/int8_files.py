@@ -43,6 +43,7 @@ class Files:
     """Makes and measures int8 files of a model; the graph is traced once, and only if a file is made.
 
     Args:
+        against: the float model that losses are counted from; None is the model itself.
         calib: images uint8 `[N, H, W, C]` that set ranges; of the train split.
         val: chooses.
         runtime: that the files are for; it must take recipes. A file for TensorRT is run by what proves it.
@@ -56,9 +57,11 @@ class Files:
         task: Task,
         calib: npt.NDArray[np.uint8],
         val: evaluate.Readable,
+        against: nn.Module | None = None,
         runtime: str = "onnx",
         threads: int = 1,
     ) -> None:
+        self._against = model if against is None else against
         self.model, self.spec, self.task, self.calib, self.val = model, spec, task, calib, val
         self._runtime, self._threads = runtimes.load(runtime), threads
         self._runs = runtimes.load(getattr(self._runtime, "PROVED_BY", runtime))
@@ -71,22 +74,29 @@ class Files:
 
     @cached_property
     def reference(self) -> float:
-        """The float model's own score."""
+        """The score of the float model that losses are counted from."""
         return metrics.main(self._float.score())
 
     @cached_property
     def _float(self) -> Tally:
-        return self._tally(evaluate.predictor(self.model, self.spec, self.task))
+        return self._tally(evaluate.predictor(self._against, self.spec, self.task))
 
     def measure(self, recipe: Recipe) -> Measured:
-        """The file of a recipe on val. Its noise is that of the mean difference to float, image by image."""
+        """The file of a recipe on val.
+
+        Its noise is the standard error of the mean difference to float, image by image, as if one image more
+        had changed: where none did, a small val is not sure all the same. For masks it is that of the mean over
+        images, which is near that of the whole split's score.
+        """
         with self._made(recipe) as path:
             session = self._runs.open(path, threads=self._threads)
             found, size = self._tally(session), self._size(path)
             outputs = self._outputs(session)
         change = found.each() - self._float.each()
-        noise = float(change.std() / np.sqrt(max(1, len(change))))
-        return Measured(metrics.main(found.score()), noise, self._distance(outputs), size)
+        noise = float(np.sqrt(change.var() * len(change) + 1) / max(1, len(change)))
+        return Measured(
+            metrics.main(found.score()), noise, sensitivity.divergence(self._float_outputs, outputs), size
+        )
 
     def _outputs(self, predict: evaluate.Predictor) -> npt.NDArray[np.float32]:
         """Outputs of the first images of val, as many as leave the answers in little memory."""
@@ -97,12 +107,6 @@ class Files:
     @cached_property
     def _float_outputs(self) -> npt.NDArray[np.float32]:
         return self._outputs(evaluate.predictor(self.model, self.spec, self.task))
-
-    def _distance(self, outputs: npt.NDArray[np.float32]) -> float:
-        """How far outputs are from float's: KL divergence of classes in nats, else the share of the power."""
-        if self.task.kind == "instances":
-            return float(((outputs - self._float_outputs) ** 2).mean() / (self._float_outputs**2).mean())
-        return sensitivity.divergence(self._float_outputs, outputs)
 
     def bytes(self, recipe: Recipe) -> int:
         """Of the file of a recipe, which is not run."""

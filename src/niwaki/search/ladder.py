@@ -6,7 +6,7 @@ what the rungs do.
 A val split is a sample: a rung that loses 0.6 points of it, give or take 0.6, may well lose more of other
 images. So a rung is enough where the loss is within the limit with 95 % certainty; where only the loss of val
 itself is, the rungs that cost nothing at run time are tried too. Which of two rungs is better is told by how
-far their outputs are from float's: every output has a part in that, where a score knows only answers that change.
+far their outputs are from float's: all outputs have a part in that; a score knows only answers that change.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ FLOAT = "float layers"
 
 @dataclass(frozen=True)
 class Rung:
-    """One change of a recipe."""
+    """One change of a recipe; `grows`: layers may get biases that had none."""
 
     name: str
     change: Mapping[str, Any] = field(default_factory=dict)
+    grows: bool = False
 
 
 RUNGS = (
@@ -39,7 +40,7 @@ RUNGS = (
     Rung("percentile", {"calibration": "percentile"}),
     Rung("mse", {"calibration": "mse"}),
     Rung("entropy", {"calibration": "entropy"}),
-    Rung("bias correction", {"correct_bias": True}),
+    Rung("bias correction", {"correct_bias": True}, grows=True),
     Rung("equalisation", {"equalise": True}),
     Rung("smoothing", {"smooth": 0.5}),
     Rung("learned rounding", {"rounding": "learned"}),
@@ -98,7 +99,8 @@ class Climbed:
     def says(self) -> str:
         """One sentence: the rung that was enough, or that none was."""
         if self.held:
-            kept = [step.rung for step in self.steps if step.kept and step.rung != self.rung]
+            end = next(place for place, step in enumerate(self.steps) if step.recipe == self.recipe)
+            kept = [step.rung for step in self.steps[:end] if step.kept]
             gone = {
                 name
                 for name in CALIBRATIONS

@@ -10,7 +10,7 @@ What each layer loses alone is measured (`Maker.by_bits`); a knapsack over the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from niwaki.errors import BudgetError
 from niwaki.qdq.recipe import Recipe
+from niwaki.qdq.sensitivity import title
 from niwaki.search import precision
 
 if TYPE_CHECKING:
@@ -26,10 +27,13 @@ if TYPE_CHECKING:
 POINTS = 5
 """Sizes between the smallest file and the plain int8 one that are measured beside the one asked for."""
 FLOAT = 32
+"""Bits of a layer in float."""
 _TRIES = 6
+LEAST = 1e-9
+"""Nats by which fewer bits lose more at least."""
 
 Bits = dict[str, int]
-"""Of each layer's weights, by its node."""
+"""Of each layer's weights, by their name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,7 @@ class Mixed:
 
     Args:
         chosen: of least expected loss within the size that was asked for.
-        points: all of them, smallest first; the last one is plain int8.
+        points: all of them, smallest first; plain int8 has the share 1.
         front: those that no other beats in both bytes and score.
         losses: nats that each layer loses alone, by its name and bits.
         reference: the float model's score.
@@ -116,27 +120,37 @@ def search(
     """
     start = start or Recipe()
     losses, sizes = files.maker.by_bits(start)
-    if not floats:
-        losses = {node: {bits: own[bits] for bits in (4, 8)} for node, own in losses.items()}
+    losses = {weight: _falling(own, floats=floats) for weight, own in losses.items()}
     plain = files.bytes(start)
-    chosen = _within(lambda bits: files.bytes(_recipe(start, bits)), sizes, losses, size * plain, plain)
+    readers = files.maker.readers(start)
+
+    def recipe(bits: Bits) -> Recipe:
+        return _recipe(start, {node: own for weight, own in bits.items() for node in readers[weight]})
+
+    chosen = _within(lambda bits: files.bytes(recipe(bits)), sizes, losses, size * plain, plain)
     least, most = (sum(own[bits] for own in sizes.values()) for bits in (4, 8))
     limits = np.linspace(least, most, points + 1)[:-1]
     found = [precision.within(sizes, losses, limit=float(limit)).bits for limit in limits]
     measured: dict[tuple[tuple[str, int], ...], Point] = {}
     for bits in (chosen, dict.fromkeys(losses, 8), *found):
         if (key := tuple(bits.items())) not in measured:
-            measured[key] = _point(files, _recipe(start, bits), bits, plain)
+            measured[key] = _point(files, recipe(bits), bits, plain)
             if show is not None:
                 show(measured[key])
-    names = files.maker.layers()
     return Mixed(
         chosen=measured[tuple(chosen.items())],
         points=tuple(sorted(measured.values(), key=lambda one: one.bytes)),
-        losses={names[node]: own for node, own in losses.items()},
+        losses={title(weight): own for weight, own in losses.items()},
         reference=files.reference,
         size=size,
     )
+
+
+def _falling(losses: Mapping[int, float], *, floats: bool) -> dict[int, float]:
+    """What a layer loses by its bits; never less with fewer, which only luck of a few images would say."""
+    found = {FLOAT: losses[FLOAT]} if floats else {}
+    eight = max(losses[8], losses[FLOAT] + LEAST)
+    return {4: max(losses[4], eight + LEAST), 8: eight, **found}
 
 
 def _recipe(start: Recipe, bits: Bits) -> Recipe:
@@ -146,10 +160,10 @@ def _recipe(start: Recipe, bits: Bits) -> Recipe:
 
 
 def _point(files: Files, recipe: Recipe, bits: Bits, plain: int) -> Point:
-    found, names = files.measure(recipe), files.maker.layers()
+    found = files.measure(recipe)
     return Point(
         recipe=recipe,
-        bits={names[node]: own for node, own in bits.items()},
+        bits={title(weight): own for weight, own in bits.items()},
         bytes=found.bytes,
         share=found.bytes / plain,
         score=found.score,

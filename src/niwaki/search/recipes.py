@@ -49,7 +49,7 @@ def climb(
     """
 
     def measure(recipe: Recipe) -> tuple[float, float, float]:
-        score, noise, distance = once(f"rung:{_key(recipe)}", lambda: list(files.measure(recipe)[:3]))
+        score, noise, distance = once(f"recipe:{_key(recipe)}", lambda: list(files.measure(recipe)[:3]))
         return float(score), float(noise), float(distance)
 
     def sensitive(recipe: Recipe) -> list[tuple[str, ...]]:
@@ -73,6 +73,24 @@ def _key(recipe: Recipe) -> str:
     """A recipe as a journal's key: what differs from the default."""
     plain = Recipe().to_json()
     return str({name: value for name, value in recipe.to_json().items() if value != plain[name]})
+
+
+def kinds(
+    model: nn.Module,
+    *,
+    spec: Spec,
+    task: Task,
+    calib: npt.NDArray[np.uint8],
+    images: npt.NDArray[np.uint8],
+    recipe: Recipe | None = None,
+) -> dict[str, Any]:
+    """How far rounding each layer moves the outputs: `images`, and `rows` of `name`, `alone`, `weights` and
+    `inputs`, each {"kl": nats}. The part of `sensitivities` that a picture shows; arguments are as there."""
+    export = require("niwaki.runtimes.onnx_export", extra="train")
+    maker, recipe = export.maker(model, spec, task=task, calib=calib), recipe or Recipe()
+    proto, activations, weights = maker.rounded(recipe)
+    rows = sensitivity.kinds(proto, maker.nodes(proto, recipe), activations, weights, images)
+    return {"images": len(images), "rows": rows}
 
 
 def sensitivities(
