@@ -250,6 +250,7 @@ _FIELDS: dict[tuple[Any, ...], tuple[Any, ...]] = {
     ("exports", "onnx", "float32", "parity"): (None, -1, "x", [], DELETE),
     ("versions",): (None, -1, "x", [], DELETE),
     ("default",): (None, -1, [], {}, "int4", "../x"),
+    ("splits",): (None, [], {"seed": -1}, {"seed": "0"}, {"val": "x"}, {"val": 1}, {"val": None}),
 }
 
 

@@ -83,6 +83,7 @@ def test_as_many_images_as_their_answers_fit(artifact: Artifact, monkeypatch: py
     monkeypatch.setattr(bench_runtimes, "MEMORY_BYTES", 10 * 4 * 2 * 12 * 12)
     one = bench_runtimes._within(masks, whole, answers=2)
     assert one is not None and len(one) == 5
+    assert len(bench_runtimes._images(masks, None, answers=2)) == 5  # random ones, too
 
 
 CRASHES = """
