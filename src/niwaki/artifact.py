@@ -1,8 +1,8 @@
 """Artifact: the folder that is deployed. What it is made of: docs/artifact.md.
 
     NAME.niwaki/
-        niwaki.json            what it is: format, spec, task, builder, structure, plan, costs,
-        scores, versions weights.safetensors    parameters and buffers by name
+        niwaki.json            what it is: format, spec, task, builder, structure, plan, costs, scores, versions
+        weights.safetensors    parameters and buffers by name
         graph.json             only without a builder: the graph, over allow-listed operators
         exports/RUNTIME/*      what runtimes run
         SHA256SUMS             of every file above
@@ -86,8 +86,7 @@ class Artifact:
         plan: Any = None,
         extra: dict[str, Any] | None = None,
     ) -> Artifact:
-        """Writes a model as an artifact without exports; one that is there already is replaced
-        whole.
+        """Writes a model as an artifact without exports; one that is there already is replaced whole.
 
         Args:
             builder: what makes the model before surgery: "timm:NAME" or "niwaki:NAME", or
@@ -140,8 +139,7 @@ class Artifact:
         return str(self.manifest.get("default", "float32"))
 
     def model(self, builder: Builder | None = None) -> nn.Module:
-        """The float module, bit for bit the one that was saved, in the same mode. Needs
-        niwaki[train].
+        """The float module, bit for bit the one that was saved, in the same mode. Needs niwaki[train].
 
         Args:
             builder: makes the model before surgery; needed when the artifact names a file, whose
@@ -265,8 +263,7 @@ class Artifact:
         return predictor
 
     def update(self, **fields: Any) -> Artifact:
-        """The same artifact with these fields of its manifest set; they are JSON, such as costs or
-        scores.
+        """The same artifact with these fields of its manifest set; they are JSON, such as costs or scores.
 
         Raises:
             ArtifactError: a field is niwaki's own, or is no JSON. [artifact-field]
@@ -287,8 +284,7 @@ class Artifact:
 def _structure(
     model: nn.Module, spec: Spec, fresh: nn.Module | None
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, Any]]:
-    """(difference, graph, tensors): what is saved of a model; without `fresh` the graph, else the
-    difference."""
+    """(difference, graph, tensors): what is saved of a model; without `fresh` its graph, else a difference."""
     from niwaki.surgery import difference
 
     if fresh is not None:
@@ -302,8 +298,7 @@ def _structure(
 
 
 def _fresh(builder: str, spec: Spec, task: Task) -> nn.Module:
-    """What a builder makes before surgery. Its random weights are drawn apart from the caller's
-    seed."""
+    """What a builder makes before surgery. Its random weights are drawn apart from the caller's seed."""
     import torch
 
     from niwaki import nets
@@ -335,8 +330,7 @@ def _load(artifact: Artifact, builder: Builder | None) -> nn.Module:
 
 
 def _check_runs(artifact: Artifact, model: nn.Module) -> None:
-    """Raises unless the model gives one row of outputs for one image: numbers in a file can be
-    wrong ones."""
+    """Raises unless the model gives one row of outputs for one image: numbers in a file can be wrong ones."""
     import torch
 
     example = torch.from_numpy(artifact.spec.example(1))
@@ -348,8 +342,7 @@ def _check_runs(artifact: Artifact, model: nn.Module) -> None:
     except Exception as error:  # whatever the model's own code raises on a size that does not fit
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ArtifactError(
-            f"{artifact.path.name}: the model does not run on one image of its Spec: {reason}. "
-            "Fetch or make "
+            f"{artifact.path.name}: the model does not run on one image of its Spec: {reason}. Fetch or make "
             "the artifact again.",
             code="artifact-weights",
         ) from error
@@ -367,8 +360,7 @@ def _built(artifact: Artifact, name: str, builder: Builder | None) -> nn.Module:
                 code="artifact-builder",
             ) from error
     raise UnsafeArtifact(
-        f"{artifact.path.name}: was built by {name[:100]!r}, and code named by a file is not run. "
-        "Pass the "
+        f"{artifact.path.name}: was built by {name[:100]!r}, and code named by a file is not run. Pass the "
         "function or class that makes the model: .model(builder=...).",
         code="artifact-builder",
     )
@@ -383,8 +375,7 @@ def _weights(artifact: Artifact) -> dict[str, Any]:
         return dict(load_file(artifact.path / WEIGHTS))
     except (SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
         raise ArtifactError(
-            f"{artifact.path.name}/{WEIGHTS}: cannot be read ({str(error)[:120]}). Fetch or make "
-            "the artifact "
+            f"{artifact.path.name}/{WEIGHTS}: cannot be read ({str(error)[:120]}). Fetch or make the artifact "
             "again.",
             code="artifact-weights",
         ) from error
@@ -400,9 +391,7 @@ def _prove_reload(saved: Artifact, model: nn.Module, fresh: nn.Module | None) ->
         one, other = (copy.deepcopy(m).cpu().float().eval()(example) for m in (model, again))
     if not torch.equal(one, other):
         raise ModelError(
-            "the saved model does not give the same outputs when it is loaded: it holds something "
-            "that is "
-            "neither a parameter nor a buffer nor a plain number. Save it with builder=None, as "
-            "its graph.",
+            "the saved model does not give the same outputs when it is loaded: it holds something that is "
+            "neither a parameter nor a buffer nor a plain number. Save it with builder=None, as its graph.",
             code="artifact-structure",
         )
