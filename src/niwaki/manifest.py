@@ -114,8 +114,7 @@ def described(path: Path, manifest: dict[str, Any], present: Set[str]) -> tuple[
     if manifest.get("format") != FORMAT or type(manifest["format"]) is not int:
         raise ArtifactError(
             f"{path.name}: its format is {str(manifest.get('format'))[:40]!r}, this niwaki "
-            f"({__version__}) reads "
-            f"{FORMAT}. Use the version that wrote it.",
+            f"({__version__}) reads {FORMAT}. Use the version that wrote it.",
             code="artifact-version",
         )
     try:

@@ -43,8 +43,7 @@ def check(path: Path, allowed: re.Pattern[str]) -> dict[str, Path]:
         for name, digest in listed.items():
             if files.sha256(path / name) != digest:
                 raise ArtifactError(
-                    f"{path.name}: {name} is not what was saved (its SHA-256 differs). Fetch or "
-                    "make the "
+                    f"{path.name}: {name} is not what was saved (its SHA-256 differs). Fetch or make the "
                     "artifact again.",
                     code="artifact-checksum",
                 )
@@ -180,8 +179,7 @@ def _listed(path: Path, allowed: re.Pattern[str], present: set[str]) -> dict[str
         match = _LINE.fullmatch(line)
         if not match or match[2] in listed or line is rest:
             raise ArtifactError(
-                f"{path.name}: {SUMS} has the line {line[:80]!r}, expected a SHA-256, two blanks "
-                "and a name, "
+                f"{path.name}: {SUMS} has the line {line[:80]!r}, expected a SHA-256, two blanks and a name, "
                 "each name once.",
                 code="artifact-sums",
             )

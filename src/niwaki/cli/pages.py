@@ -55,8 +55,7 @@ def errors_page() -> str:
             "# Errors",
             "",
             "A message says what happened where, what came, what was expected and how to mend it. "
-            "The code in "
-            "brackets is stable: scripts may rely on it. With `--json` a failure is "
+            "The code in brackets is stable: scripts may rely on it. With `--json` a failure is "
             '`{"error": {"code", "message"}}` on stdout.',
             "",
             "| code | meaning and mend |",
@@ -88,8 +87,7 @@ def cli_page() -> str:
         "# Command line",
         "",
         "Results go to stdout, all else to stderr. Every percentage and ratio is the share that "
-        "**remains** of the uncompressed model. Exit codes: 0 done, 1 user error, 2 usage, "
-        "3 budget or "
+        "**remains** of the uncompressed model. Exit codes: 0 done, 1 user error, 2 usage, 3 budget or "
         "parity not met, 4 missing extra, 130 interrupted.",
         "",
     ]

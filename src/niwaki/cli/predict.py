@@ -65,8 +65,7 @@ def run(args: argparse.Namespace, out: Out) -> Answer:
     if artifact.task.dense:
         raise SpecError(
             f"{artifact.path.name}: gives a class for each pixel. Say where to: niwaki predict "
-            f"{artifact.path.name} "
-            "SCENE -o mask.tif.",
+            f"{artifact.path.name} SCENE -o mask.tif.",
             code="tile-knob",
         )
     predict = artifact.session(args.runtime, precision=args.precision, threads=args.threads)

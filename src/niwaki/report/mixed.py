@@ -32,8 +32,7 @@ def _header(found: Mapping[str, Any]) -> str:
     chosen = found["chosen"]
     says = (
         f"{words.percent(chosen['share'])} of the int8 file's bytes, where {words.percent(found['size'])} was "
-        "asked: "
-        f"val loses {_lost(chosen)} against float."
+        f"asked: val loses {_lost(chosen)} against float."
     )
     facts = [
         f"runtime <b>{escape(str(found['runtime']))}</b>",

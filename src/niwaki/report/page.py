@@ -115,8 +115,7 @@ def _stages(record: Record) -> str:
         _table(head, rows),
         wide=True,
         says=(
-            "Flipped: share of test predictions that differ from the uncompressed model's, "
-            "right or wrong. "
+            "Flipped: share of test predictions that differ from the uncompressed model's, right or wrong. "
             "Brackets: 95 % interval. Latency: median, one image at a time."
         ),
     )

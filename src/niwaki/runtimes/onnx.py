@@ -120,8 +120,7 @@ def _check_signature(session: Any, path: Path) -> None:
     takes = [(INPUT, "tensor(uint8)", 4)]
     if got not in ([takes, [(OUTPUT, "tensor(float)", rank)]] for rank in (2, 4)):
         raise RuntimeFailed(
-            f"{path.name}: takes and gives {got}, expected {INPUT} uint8 [N, H, W, C] and "
-            f"{OUTPUT} float32 "
+            f"{path.name}: takes and gives {got}, expected {INPUT} uint8 [N, H, W, C] and {OUTPUT} float32 "
             "[N, K] or [N, K, H, W]. It was not exported by niwaki.",
             code="runtime-signature",
         )

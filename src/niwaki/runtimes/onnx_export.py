@@ -146,8 +146,7 @@ def _trace(model: nn.Module, spec: Spec, task: Task, *, as_convolution: bool) ->
         raise ModelError(
             f"export: {type(model).__name__} cannot be exported to ONNX: "
             f"{reason[0] if reason else error!r}. "
-            f"It must take [N, {spec.channels}, {spec.size_hw[0]}, {spec.size_hw[1]}] for any N, "
-            "without "
+            f"It must take [N, {spec.channels}, {spec.size_hw[0]}, {spec.size_hw[1]}] for any N, without "
             "branches that depend on values.",
             code="export-failed",
         ) from error

@@ -53,13 +53,10 @@ def check(
     within = found.error <= limits.error and found.moved <= limits.moved
     if not (within and found.agreement >= limits.agreement):
         raise ParityError(
-            f"{path.name}: differs from the model on {found.images} images: largest probability "
-            "error "
-            f"{found.error:.3g} (allowed {limits.error:.3g}), agreement {found.agreement:.4f} (at "
-            "least "
+            f"{path.name}: differs from the model on {found.images} images: largest probability error "
+            f"{found.error:.3g} (allowed {limits.error:.3g}), agreement {found.agreement:.4f} (at least "
             f"{limits.agreement}), mass moved {found.moved:.3g} (allowed {limits.moved:.3g}). The "
-            "file must not "
-            "be used; export it again, or use float32.",
+            "file must not be used; export it again, or use float32.",
             code="parity",
         )
     return found

@@ -262,8 +262,7 @@ def _patch_frozen(model: nn.Module, names: list[Any]) -> None:
 
 def _unsupported(name: str, what: str) -> ModelError:
     return ModelError(
-        f"{name or 'the model'}: {what}. Only sizes and plain numbers can be saved as a "
-        "difference from the "
+        f"{name or 'the model'}: {what}. Only sizes and plain numbers can be saved as a difference from the "
         "freshly built model; save it with builder=None, as its graph.",
         code="difference-unsupported",
     )
@@ -271,8 +270,7 @@ def _unsupported(name: str, what: str) -> ModelError:
 
 def _mismatch(name: str, what: str) -> ArtifactError:
     return ArtifactError(
-        f"structure: {name or 'the model'} {what}. The artifact was saved from another model or "
-        "another "
+        f"structure: {name or 'the model'} {what}. The artifact was saved from another model or another "
         "version of it.",
         code="difference-mismatch",
     )

@@ -56,8 +56,7 @@ class Combined:
             if total is not None and given.shape != total.shape:
                 raise SpecError(
                     f"ensemble: one member gives {list(total.shape)}, another {list(given.shape)}. All must "
-                    "know "
-                    "the same classes.",
+                    "know the same classes.",
                     code="tile-members",
                 )
             total = given if total is None else np.add(total, given, out=total)
@@ -95,8 +94,7 @@ def together(predictors: Sequence[Predictor], *, how: str = "mean", weights: Seq
     if how not in HOW or not usable:
         raise SpecError(
             f"together: got {len(predictors)} models, how={how!r}, weights={tuple(weights)}; expected at "
-            "least one "
-            "model, mean or vote, and one weight of at least 0 for each, not all 0.",
+            "least one model, mean or vote, and one weight of at least 0 for each, not all 0.",
             code="tile-members",
         )
     said = {(str(getattr(p, "size_hw", None)), getattr(p, "classes", None)) for p in predictors}

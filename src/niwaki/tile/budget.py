@@ -69,13 +69,11 @@ def layout(
         stem = Path(raster.name).stem
         mend = (
             f"or convert the file, whose blocks are {high} x {wide} pixels: gdal_translate -of COG "
-            f"{raster.name} "
-            f"{stem}.cog.tif"
+            f"{raster.name} {stem}.cog.tif"
         )
     raise BudgetError(
         f"{raster.name}: memory_mb={memory // MB} is too little: tiles of {rows.tile} x {columns.tile} "
-        "pixels with "
-        f"{classes} classes need {-(-need // MB)} MB. Give that much, {mend}.",
+        f"pixels with {classes} classes need {-(-need // MB)} MB. Give that much, {mend}.",
         code="tile-memory",
     )
 

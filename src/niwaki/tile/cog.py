@@ -70,8 +70,7 @@ def write(
         if found := faults(path):
             raise RuntimeFailed(
                 f"{path.name}: what was written is no Cloud-Optimised GeoTIFF: {found[0]}. Look at the disk, "
-                "and "
-                "write it again.",
+                "and write it again.",
                 code="tile-invalid",
             )
     finally:

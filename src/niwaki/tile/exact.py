@@ -98,8 +98,7 @@ def prove(predictor: Any, field: Field, *, channels: int, tile: int | None = Non
     if min(high, wide) - shift - 2 * halo < 1:
         raise ModelError(
             f"exact: the network sees {field.before} pixels to the upper left and {field.after} to the lower "
-            "right, "
-            f"tiles of {high} x {wide} leave nothing of that. Export it for at least "
+            f"right, tiles of {high} x {wide} leave nothing of that. Export it for at least "
             f"{2 * halo + 2 * shift} pixels, or leave out --exact.",
             code="tile-exact",
         )
@@ -113,8 +112,7 @@ def prove(predictor: Any, field: Field, *, channels: int, tile: int | None = Non
     if not error <= TOLERANCE:
         raise ParityError(
             f"exact: two tiles differ by {error:.2g} where they should be equal, at most {TOLERANCE:g} is "
-            "rounding: "
-            f"the network sees further than {halo} pixels. Leave out --exact.",
+            f"rounding: the network sees further than {halo} pixels. Leave out --exact.",
             code="tile-inexact",
         )
     return error

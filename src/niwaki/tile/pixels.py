@@ -34,8 +34,7 @@ def scaler(dtype: np.dtype[Any], scale: Scale) -> Callable[[Pixels], Pixels]:
         if dtype != np.uint16:
             raise SpecError(
                 f"scale: pixels of {dtype} have no range of their own. Give the values that are black and "
-                "white: "
-                "scale=(low, high), on the command line --range LOW HIGH.",
+                "white: scale=(low, high), on the command line --range LOW HIGH.",
                 code="tile-scale",
             )
         return lambda pixels: ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -299,8 +299,7 @@ def of_picture(path: Path, *, memory: int) -> Raster:
 def _whole(name: str, need: str, memory: int) -> DataError:
     return DataError(
         f"{name}: a format that is not read by window takes {need} MB decoded whole, more than the "
-        f"{memory // _MB} MB "
-        f"left for it. Convert it: {_command(name)}; or give more memory.",
+        f"{memory // _MB} MB left for it. Convert it: {_command(name)}; or give more memory.",
         code="tile-whole",
     )
 

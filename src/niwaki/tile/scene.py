@@ -195,8 +195,7 @@ class _Job:
         if any(given not in (None, wanted) for given, wanted in zip(held, (high, wide), strict=True)):
             raise SpecError(
                 f"tile.predict: the model takes tiles of {held[0]} x {held[1]} pixels, got tile={tile}. "
-                "Leave tile "
-                "out, or export the model for that size.",
+                "Leave tile out, or export the model for that size.",
                 code="tile-knob",
             )
         self.overlap = min(high, wide) // 4 if overlap is None else overlap
@@ -348,8 +347,7 @@ class _Strip:
             if not self.band.add(given[place], y, x, *weights):
                 raise RuntimeFailed(
                     f"tile.predict: the model gives numbers that are not finite for the tile at row {y}, "
-                    f"column {x}. "
-                    "Look at the pixels there, or give nodata=.",
+                    f"column {x}. Look at the pixels there, or give nodata=.",
                     code="tile-output",
                 )
 
@@ -405,8 +403,7 @@ def checked(given: Any, count: int, size: tuple[int, int], classes: int | None) 
     if not right or np.dtype(kind).kind != "f" or (classes is not None and shape[1] != classes):
         wanted = "K" if classes is None else classes
         raise RuntimeFailed(
-            f"tile.predict: the predictor gives {kind} "
-            f"{list(shape)}, "
+            f"tile.predict: the predictor gives {kind} {list(shape)}, "
             f"expected floats [{count}, {wanted}, {size[0]}, {size[1]}]: a probability for each class and "
             "pixel.",
             code="tile-output",

@@ -197,8 +197,7 @@ def full(out: Path, *, need: int, free: int) -> RunError:
     """The error of a disk without room. [tile-disk]"""
     return RunError(
         f"{printable(str(out))}: the disk is too small: writing it takes up to {-(-need // _MB)} MB beside "
-        "it for a "
-        f"while, {free // _MB} MB are free. Make room, and the same command goes on where it stopped.",
+        f"it for a while, {free // _MB} MB are free. Make room, and the same command goes on where it stopped.",
         code="tile-disk",
     )
 

@@ -59,8 +59,7 @@ def viewer(
         if below.shape[:2] != above.shape[:2] or above.shape[2] != 1:
             raise DataError(
                 f"viewer: the scene has {list(below.shape)} and the classes {list(above.shape)}, expected "
-                "classes "
-                "[H, W] of the scene's height and width.",
+                "classes [H, W] of the scene's height and width.",
                 code="tile-format",
             )
         table = np.zeros((65536, 3), np.uint8)
