@@ -53,7 +53,7 @@ def test_classes_are_found_by_name_whatever_part_of_them_is_there(
 def test_other_classes_are_refused_and_both_told(artifact: nw.Artifact, tmp_path: Path, classes: str) -> None:
     with pytest.raises(DataError, match="ash, elm, oak") as caught:
         given.labelled(artifact, str(folder(tmp_path, classes)))
-    assert caught.value.code == "data-classes" and classes.split()[-1] in str(caught.value)
+    assert caught.value.code == "classes-differ" and classes.split()[-1] in str(caught.value)
 
 
 def test_masks_are_refused_for_a_classifier(artifact: nw.Artifact, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_masks_are_refused_for_a_classifier(artifact: nw.Artifact, tmp_path: Pat
             Image.fromarray(pixels).save(tmp_path / part / f"{i}.png")
     with pytest.raises(DataError, match="masks") as caught:
         given.labelled(artifact, str(tmp_path))
-    assert caught.value.code == "data-classes"
+    assert caught.value.code == "classes-differ"
 
 
 def test_splits_are_those_of_the_fit_that_made_it(artifact: nw.Artifact, tmp_path: Path) -> None:

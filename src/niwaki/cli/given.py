@@ -45,7 +45,7 @@ def labelled(artifact: Artifact, source: str, *, seed: int | None = None) -> Dat
         raise DataError(
             f"{source}: is data to {_answers(found.task.kind)}, and {artifact.path.name} gives "
             f"{_answers(task.kind)}. Give data of that kind.",
-            code="data-classes",
+            code="classes-differ",
         )
     if task.kind == "instances" or found.classes == task.classes:
         return found
@@ -57,7 +57,7 @@ def labelled(artifact: Artifact, source: str, *, seed: int | None = None) -> Dat
         f"{source}: has the classes {_few(found.classes)}, {artifact.path.name} has {_few(task.classes)}, so "
         "no score can be told. Name the classes alike"
         + (", in the same order." if task.dense else "; those of the data may be a part of the model's."),
-        code="data-classes",
+        code="classes-differ",
     )
 
 
