@@ -109,3 +109,19 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
         child.communicate()
     with opened(tmp_path, RUN):  # the lock died with its owner
         pass
+
+
+@pytest.mark.parametrize(("size", "alone"), [((32, 32), True), ((32, 64), False)])
+def test_small_images_are_trained_on_one_thread(
+    size: tuple[int, int], alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch 2.14.1 crashed with two threads in the backward pass of a cut network of 16 pixels."""
+    from types import SimpleNamespace
+
+    torch = pytest.importorskip("torch")
+    from niwaki.job import run
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    arguments: Any = SimpleNamespace(size=size, to_json=dict)
+    read: Any = SimpleNamespace(fingerprint="x")
+    assert run.identity(arguments, read)["threads"] == (1 if alone else 2)

@@ -43,7 +43,9 @@ def trained(found: Mixed) -> str:
 
 
 def _cells(point: Point, found: Mixed, *, floats: bool) -> list[str]:
-    counts = [point.count(bits) for bits in ((4, 8, 32) if floats else (4, 8))]
+    from niwaki.qdq.recipe import BITS, FLOAT_BITS
+
+    counts = [point.count(bits) for bits in ((*BITS, FLOAT_BITS) if floats else BITS)]
     shares = [percent(value, digits=2) for value in (point.score, point.drop, point.noise)]
     chosen = "chosen" if point == found.chosen else "front" if point in found.front else ""
     return [percent(point.share), f"{point.bytes / 1e6:.3g}", *map(str, counts), *shares, chosen]

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from niwaki.qdq.recipe import Recipe
     from niwaki.search.ladder import Climbed, Step
 
-CALIBRATION = 256
-"""Training images that int8 is calibrated on."""
-
 
 def asked(args: argparse.Namespace) -> bool:
     """Whether int8 is to be measured on val: held to a drop, or to a size."""
@@ -141,7 +138,7 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
-def images(samples: Samples, artifact: Artifact, *, seed: int = 0, count: int = CALIBRATION) -> Any:
+def images(samples: Samples, artifact: Artifact, *, seed: int = 0, count: int = given.CALIBRATION) -> Any:
     """Images of a split as the artifact reads them, uint8 `[N, H, W, C]`; at most `count`."""
     some = samples.take(count, seed=seed) if len(samples) > count else samples
     return some.batch(range(len(some)), artifact.spec)

@@ -11,6 +11,8 @@ from niwaki.errors import PlanError
 CALIBRATIONS = ("min-max", "percentile", "entropy", "mse")
 ROUNDINGS = ("nearest", "learned")
 BITS = (4, 8)
+FLOAT_BITS = 32
+"""Of the weights of a layer that stays float."""
 MAKERS = ("niwaki", "nncf")
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from niwaki import files
+from niwaki.qdq.recipe import BITS, FLOAT_BITS
 from niwaki.report import charts, words
 from niwaki.report.parts import section, shell, table
 
 MEGA = 1e6
+COLUMNS = (*BITS, FLOAT_BITS)
+"""Bits that layers are counted by."""
 
 
 def mixed(found: Mapping[str, Any], folder: str | Path) -> Path:
@@ -39,7 +42,7 @@ def _header(found: Mapping[str, Any]) -> str:
         f"<b>{found['images']}</b> images of val",
         f"float scores <b>{words.percent(found['reference'])}</b>",
         f"<b>{_count(chosen, 4)}</b> layers of 4 bits, <b>{_count(chosen, 8)}</b> of 8, "
-        f"<b>{_count(chosen, 32)}</b> in float",
+        f"<b>{_count(chosen, FLOAT_BITS)}</b> in float",
     ]
     return (
         f'<header><p class="kicker">niwaki export --size</p><h1>{escape(str(found["name"]))}</h1>'
@@ -84,7 +87,7 @@ def _files(found: Mapping[str, Any]) -> str:
     for point in found["points"]:
         name = words.percent(point["share"])
         name += ' <span class="badge">chosen</span>' if point == found["chosen"] else ""
-        cells = [f"{point['bytes'] / MEGA:.3g}", *(str(_count(point, bits)) for bits in (4, 8, 32))]
+        cells = [f"{point['bytes'] / MEGA:.3g}", *(str(_count(point, bits)) for bits in COLUMNS)]
         cells += [words.percent(point["score"]), _lost(point)]
         rows.append(
             f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

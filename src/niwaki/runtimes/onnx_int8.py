@@ -28,14 +28,12 @@ from niwaki.errors import PlanError
 from niwaki.qdq import bias, equalise, insert, ranges, rounding, sensitivity, smooth
 from niwaki.qdq import graph as graphs
 from niwaki.qdq.grid import Grid
-from niwaki.qdq.recipe import BITS, Recipe
+from niwaki.qdq.recipe import BITS, FLOAT_BITS, Recipe
 from niwaki.runtimes import onnx_rewrite, onnx_widen
 from niwaki.spec import Spec
 
 FEW = 32
 """Images on which nodes are put into the order in which they stay float, or get their bits."""
-FLOAT_BITS = 32
-"""Of the weights of a layer that stays float."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from niwaki.errors import BudgetError
-from niwaki.qdq.recipe import Recipe
+from niwaki.qdq.recipe import FLOAT_BITS, Recipe
 from niwaki.qdq.sensitivity import title
 from niwaki.search import precision
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 POINTS = 5
 """Sizes between the smallest file and the plain int8 one that are measured beside the one asked for."""
-FLOAT = 32
-"""Bits of a layer in float."""
 _TRIES = 6
 LEAST = 1e-9
 """Nats by which fewer bits lose more at least."""
@@ -148,14 +146,14 @@ def search(
 
 def _falling(losses: Mapping[int, float], *, floats: bool) -> dict[int, float]:
     """What a layer loses by its bits; never less with fewer, which only luck of a few images would say."""
-    found = {FLOAT: losses[FLOAT]} if floats else {}
-    eight = max(losses[8], losses[FLOAT] + LEAST)
+    found = {FLOAT_BITS: losses[FLOAT_BITS]} if floats else {}
+    eight = max(losses[8], losses[FLOAT_BITS] + LEAST)
     return {4: max(losses[4], eight + LEAST), 8: eight, **found}
 
 
 def _recipe(start: Recipe, bits: Bits) -> Recipe:
     four = {node: 4 for node, own in bits.items() if own == 4}
-    floats = tuple(node for node, own in bits.items() if own == FLOAT)
+    floats = tuple(node for node, own in bits.items() if own == FLOAT_BITS)
     return replace(start, node_bits=four or None, float_nodes=(*start.float_nodes, *floats))
 
 
